@@ -1,0 +1,1 @@
+"""Configuration without torch: schema, rules between keys, loading with overrides."""

@@ -1,0 +1,300 @@
+"""Every setting, its default and where the default comes from; NeMo's key names where NeMo has one.
+
+Polymorphic groups carry `name`: `objective.name` picks a class of `objectives.py`, `task.name` one of `TASKS` below,
+and the other keys of that group are that class's fields. An unknown key is an error (load.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Loop:
+    """`trainer.rlkd` and `trainer.sft`: how long, how often."""
+
+    max_steps: int = 30
+    val_check_interval: int = 10  # validate after every k steps and after the last; 0: never
+    save_interval: int = 10  # checkpoint after every k steps and after the last
+    gradient_clip_val: float = 1.0  # global L2 norm; 0: no clipping (RLKD's release uses 0.2)
+
+
+@dataclass
+class Trainer:
+    """Ranks and precision."""
+
+    num_nodes: int = 1
+    devices: int = 2  # ranks a node
+    accelerator: str = "auto"  # auto: gpu where there is one, else cpu
+    precision: str = "32"  # 32 or bf16 (fp32 master weights, fp32 log-probs)
+    watchdog_s: float = 600.0  # longest silence of a collective before the job ends with stacks
+    rlkd: Loop = field(default_factory=Loop)
+    sft: Loop = field(default_factory=lambda: Loop(max_steps=1000, val_check_interval=0, save_interval=1000))
+
+
+@dataclass
+class CheckpointCallback:
+    """Which checkpoints stay."""
+
+    save_last: int = 1  # newest n
+    save_top_k: int = 1  # best k by `monitor`
+    monitor: str = "validation/accuracy"
+    mode: str = "max"
+
+
+@dataclass
+class ExpManager:
+    """Where results go and who is told."""
+
+    exp_dir: str = "results/rlkd"
+    resume_if_exists: bool = True
+    create_tensorboard_logger: bool = True
+    create_wandb_logger: bool = False
+    wandb_project: str = "rlkd_nemo"
+    wandb_mode: str = "offline"  # offline, online or disabled
+    audit_rollouts: int = 32  # rollouts a step written to rollouts/*.jsonl; -1: all
+    checkpoint_callback_params: CheckpointCallback = field(default_factory=CheckpointCallback)
+
+
+@dataclass
+class Schedule:
+    """Learning-rate schedule, in optimizer updates."""
+
+    name: str = "constant"  # constant, linear, cosine
+    warmup_steps: int = 0
+    decay_steps: int | None = None  # null: the whole run
+    min_lr: float = 0.0
+
+
+@dataclass
+class Optim:
+    """AdamW (Megatron's optimizer)."""
+
+    lr: float = 1e-6  # RLAD
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    sched: Schedule = field(default_factory=Schedule)
+
+
+@dataclass
+class TokenizerConfig:
+    """`task`: the task's closed vocabulary; `bytes`: UTF-8 bytes; `huggingface`: a tokenizer directory in `type`."""
+
+    library: str = "task"
+    type: str | None = None
+
+
+@dataclass
+class Model:
+    """A decoder-only transformer: RMSNorm, SwiGLU, RoPE, grouped-query attention."""
+
+    restore_from_path: str | None = None  # checkpoint directory with the start weights; null: random
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    num_layers: int = 3
+    hidden_size: int = 96
+    ffn_hidden_size: int = 256
+    num_attention_heads: int = 4
+    num_query_groups: int = 2
+    kv_channels: int | None = None  # null: hidden_size / num_attention_heads
+    encoder_seq_length: int = 128  # context: prompt + response, tokens
+    rotary_base: float = 10000.0
+    layernorm_epsilon: float = 1e-5
+    init_method_std: float = 0.02
+    share_embeddings_and_output_weights: bool = False
+    make_vocab_size_divisible_by: int = 8  # times tensor_model_parallel_size, as Megatron pads
+    tensor_model_parallel_size: int = 2
+    pipeline_model_parallel_size: int = 1
+    micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
+    forward_micro_batch_size: int = 128  # the same for forward-only log-probs
+    log_prob_chunk_tokens: int = 1024  # tokens whose logits exist at once
+    seed: int = 0
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class Data:
+    """SFT batches and prompt streams."""
+
+    global_batch_size: int = 32  # SFT: sequences an update
+    num_paths: int | None = None  # SFT: so many fixed examples, repeated; null: fresh ones for ever
+    strategies: list[str] = field(default_factory=lambda: ["post"])  # SFT: orders of the paths (task)
+    noise: float = 0.0  # SFT: probability that a sub-answer is wrong (task)
+    train_difficulty: str = "3-4"
+    validation_difficulty: str | None = None  # null: as train
+    shuffle_seed: int = 0
+
+
+@dataclass
+class Advantage:
+    """Group advantages (arXiv:2402.03300, 2602.22495)."""
+
+    std: str = "population"  # population (RLAD), sample (TRL, RLKD's release: sample + 1e-4), none (Dr. GRPO)
+
+
+@dataclass
+class DynamicSampling:
+    """DAPO: drop groups whose rewards are all equal and sample others in their place."""
+
+    enabled: bool = False
+    max_rounds: int = 3  # extra sampling rounds a step; then go on with what there is
+    by: str = "reward"  # reward (the weighted sum) or outcome
+
+
+@dataclass
+class Overlong:
+    """What becomes of truncated responses."""
+
+    mode: str = "keep"  # keep; mask: out of group statistics and loss; soft: DAPO's length penalty
+    buffer_tokens: int = 16  # soft: penalty grows over the last so many tokens before max_new_tokens
+
+
+@dataclass
+class Rlkd:
+    """One step: rollouts, scores, updates."""
+
+    num_prompts: int = 16  # groups a step
+    group_size: int = 8  # RLAD's logic runs
+    updates_per_batch: int = 1  # optimizer updates the rollouts are split into, by whole groups
+    epochs: int = 1  # passes over the rollouts
+    max_failed_fraction: float = 0.05  # above: stop (design: a failure is never a score)
+    advantage: Advantage = field(default_factory=Advantage)
+    dynamic_sampling: DynamicSampling = field(default_factory=DynamicSampling)
+    overlong: Overlong = field(default_factory=Overlong)
+
+
+@dataclass
+class Reward:
+    """Weights of the sum; 3:3:2:2 is RLKD's (arXiv:2505.16142, as reported), each component on [0, 1]."""
+
+    outcome: float = 3.0
+    structure: float = 3.0
+    format: float = 2.0
+    tag: float = 2.0
+    structure_only_if_correct: bool = False
+
+
+@dataclass
+class Gsrm:
+    """The structure reward (papers: RLKD section on GSRM)."""
+
+    decomposer: str = "text"  # text: the response carries its steps
+    judge: str = "normalised"  # exact or normalised comparison
+    reference_mode: str = "first"  # first (the paper), best, tree
+    alignment: str = "prefix"  # prefix (the paper), monotone
+    norm: str = "teacher"  # teacher: divide by its steps; none: released code; max: punishes padding
+    reference_store: str | None = None  # directory; null: <exp_dir>/references
+
+
+@dataclass
+class TeacherConfig:
+    """The frozen model that gives log-probs; its architecture is read from its checkpoint."""
+
+    restore_from_path: str | None = None
+
+
+@dataclass
+class RolloutConfig:
+    """The sampler."""
+
+    engine: str = "embedded"
+    tensor_model_parallel_size: int = 1  # 1: every rank decodes its own share on gathered weights
+    batch_size: int = 128  # sequences a rank decodes at once
+    temperature: float = 1.0
+    top_p: float = 1.0  # anything but 1 is refused in training: the ratio would be biased
+    top_k: int = 0
+    max_new_tokens: int = 64
+
+
+@dataclass
+class Validation:
+    """Held-out problems."""
+
+    num_problems: int = 100
+    samples: int = 4
+    temperature: float = 0.6
+    max_new_tokens: int | None = None  # null: as rollout
+
+
+@dataclass
+class Gate:
+    """Checks before the first step."""
+
+    max_log_prob_gap: float = 2e-3  # nats, mean absolute, sampler against trainer on the first rollouts
+    min_teacher_influence: float = 1e-3  # share of the gradient that the teacher moves
+
+
+@dataclass
+class Stage:
+    """One supervised stage of the quickstart: its length, learning rate and demonstrations."""
+
+    steps: int = 1000
+    lr: float = 3e-3
+    schedule: str = "constant"
+    strategies: list[str] = field(default_factory=lambda: ["post", "random"])
+    noise: float = 0.0
+    num_paths: int | None = None
+
+
+@dataclass
+class Demo:
+    """The quickstart: a base model, then the teacher and the student from it, made in minutes on two cores.
+
+    The student can look letters up but follows another order and carries a systematic error: able, but wrong.
+    """
+
+    base: Stage = field(default_factory=Stage)
+    teacher: Stage = field(default_factory=lambda: Stage(steps=400, lr=2e-3, schedule="linear", strategies=["post"]))
+    student: Stage = field(
+        default_factory=lambda: Stage(steps=100, lr=1e-3, strategies=["right", "random"], noise=0.35, num_paths=400)
+    )
+    student_from: str = "base"  # base or teacher
+    min_teacher_accuracy: float = 0.9
+    max_teacher_retrains: int = 2  # with a derived seed; then refuse
+    test_problems: int = 200
+    test_samples: int = 8
+
+
+@dataclass
+class ExpressionsTask:
+    """Nested integer expressions modulo m, one letter an operator."""
+
+    modulus: int = 5
+    num_teacher_paths: int = 1  # strategies in the reference, the teacher's own first
+
+
+@dataclass
+class PromptsTask:
+    """JSON lines with problem, answer and teacher paths; split by content hash."""
+
+    path: str = ""
+    problem_key: str = "problem"
+    answer_key: str = "answer"
+    teacher_path_key: str = "teacher_path"
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+
+TASKS: dict[str, type] = {"expressions": ExpressionsTask, "prompts": PromptsTask}
+
+
+@dataclass
+class Config:
+    """The whole tree. `objective` and `task` are typed by their `name` (load.py)."""
+
+    name: str = "rlkd"
+    trainer: Trainer = field(default_factory=Trainer)
+    exp_manager: ExpManager = field(default_factory=ExpManager)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    task: Any = None
+    objective: Any = None
+    rlkd: Rlkd = field(default_factory=Rlkd)
+    reward: Reward = field(default_factory=Reward)
+    gsrm: Gsrm = field(default_factory=Gsrm)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    validation: Validation = field(default_factory=Validation)
+    gate: Gate = field(default_factory=Gate)
+    demo: Demo = field(default_factory=Demo)
