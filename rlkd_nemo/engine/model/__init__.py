@@ -1,0 +1,1 @@
+"""Building Megatron-Core models from the config."""

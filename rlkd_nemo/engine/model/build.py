@@ -1,0 +1,132 @@
+"""Config to Megatron-Core `GPTModel`: RMSNorm, SwiGLU, RoPE, grouped-query attention.
+
+The model returns hidden states on the last pipeline stage; `engine/token_log_probs.py` applies the output layer to the
+tokens that matter, so the logits of a whole batch never exist.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from rlkd_nemo.config.schema import Model
+from rlkd_nemo.engine.model.attention import FusedAttention
+from rlkd_nemo.engine.ranks import Ranks
+from rlkd_nemo.errors import ConfigError
+
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
+
+
+class HiddenGPTModel(GPTModel):
+    """GPTModel that stops before its output layer: `forward` gives hidden states [s, b, hidden] on every stage."""
+
+    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+    def output_weight(self) -> torch.Tensor:
+        """This rank's rows of the output matrix, [padded vocabulary / TP, hidden]; last stage only."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+
+def padded_vocab_size(vocab_size: int, model: Model) -> int:
+    """Rows of the embedding: the vocabulary rounded up as Megatron does, so that every TP rank has as many."""
+    multiple = model.make_vocab_size_divisible_by * model.tensor_model_parallel_size
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+class RMSNorm:
+    """`torch.nn.RMSNorm` under the signature of a layer spec.
+
+    Megatron's own wrapper refuses sequence parallelism, though all that is needed is the mark on the weight.
+    A class with `__new__`, since specs return plain functions unbuilt.
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **ignored: Any) -> Any:
+        norm = torch.nn.RMSNorm(hidden_size, eps=eps)
+        norm.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+
+def transformer_config(model: Model, precision: str = "32") -> TransformerConfig:
+    """The TransformerConfig of `model`. Raises ConfigError on a precision that is not one of 32, bf16."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"trainer.precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    pipelined = model.pipeline_model_parallel_size > 1
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.layernorm_epsilon,
+        activation_func=torch.nn.functional.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=model.init_method_std,
+        tensor_model_parallel_size=model.tensor_model_parallel_size,
+        pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=precision == "bf16",
+        # Micro-batches are padded to their own longest row; Megatron asks for this dispatcher even without experts.
+        variable_seq_lengths=pipelined,
+        moe_token_dispatcher_type="alltoall",
+        calculate_per_token_loss=True,  # the engine weighs tokens itself: no division by Megatron
+        use_cpu_initialization=True,  # the same weights for every tensor-parallel size
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+    )
+
+
+def build_model(model: Model, vocab_size: int, ranks: Ranks, precision: str = "32") -> torch.nn.Module:
+    """This rank's stage of the model, on its device, with fresh weights (seeded by `init_ranks`).
+
+    The result has `.hidden_model`, the HiddenGPTModel inside any precision wrapper, `.vocab_size`, the number of
+    real ids, and `.settings`, the `Model` it was built from.
+    """
+    config = transformer_config(model, precision)
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = RMSNorm
+    spec.submodules.pre_mlp_layernorm = RMSNorm
+    spec.submodules.self_attention.submodules.core_attention = FusedAttention
+    num_layers = get_num_layers_to_build(config)
+    built: torch.nn.Module = HiddenGPTModel(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm),
+        vocab_size=padded_vocab_size(vocab_size, model),
+        max_sequence_length=model.encoder_seq_length,
+        pre_process=ranks.pp_rank == 0,
+        post_process=ranks.is_last_stage,
+        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_base=model.rotary_base,
+    )
+    hidden_model = built
+    for parameter in built.parameters():
+        tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+    built.to(ranks.device)
+    if precision == "bf16":
+        built = Float16Module(config, built)
+    # Plain attributes, not sub-modules: the wrapper must not register the inner model twice.
+    object.__setattr__(built, "hidden_model", hidden_model)
+    object.__setattr__(built, "vocab_size", vocab_size)
+    object.__setattr__(built, "settings", model)
+    return built

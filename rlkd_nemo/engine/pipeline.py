@@ -1,0 +1,87 @@
+"""One pass of micro-batches through Megatron's pipeline schedules, forward only or with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from rlkd_nemo.engine.ranks import Ranks
+from rlkd_nemo.engine.token_log_probs import token_log_probs
+from rlkd_nemo.training.batch import MicroBatch
+
+# (log_probs [tokens], entropies [tokens], micro-batch) -> (loss to differentiate, anything to keep)
+TokenFunction = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, object]]
+
+
+def run_micro_batches(
+    model: torch.nn.Module,
+    hidden_model: torch.nn.Module,
+    batches: Sequence[MicroBatch],
+    function: TokenFunction,
+    *,
+    ranks: Ranks,
+    vocab_size: int,
+    temperature: float,
+    chunk: int,
+    forward_only: bool,
+) -> list[object]:
+    """Apply `function` to the selected-token log-probs of each micro-batch.
+
+    Args:
+        model: as it is called (wrapped for precision and data parallelism); `hidden_model` is what it wraps.
+        forward_only: no gradients are made or left.
+    Returns: what `function` kept, one per micro-batch in order, on the last pipeline stage; an empty list elsewhere.
+    """
+    kept: list[object] = []
+
+    def forward_step(iterator, chunk_of_model):
+        batch = next(iterator).to(ranks.device)
+        hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None)
+
+        def loss(output: torch.Tensor):
+            sequence_parallel = hidden_model.config.sequence_parallel
+            if sequence_parallel:
+                output = tensor_parallel.gather_from_sequence_parallel_region(output)
+            flat = output.transpose(0, 1).reshape(-1, output.shape[-1])
+            log_probs, entropies = token_log_probs(
+                flat[batch.positions],
+                hidden_model.output_weight(),
+                batch.targets,
+                vocab_size=vocab_size,
+                temperature=temperature,
+                group=ranks.tp_group if ranks.tp_size > 1 else None,
+                chunk=chunk,
+                reduce_grad=not sequence_parallel,
+            )
+            value, result = function(log_probs, entropies, batch)
+            kept.append(result)
+            if not value.requires_grad and not forward_only:
+                # An idle micro-batch still has to send a gradient up the pipeline.
+                value = value + 0.0 * output.float().sum() + 0.0 * hidden_model.output_weight().float().sum()
+            # The second value is a token count for Megatron to divide by; the weights have done that already.
+            return value, torch.zeros([], dtype=torch.int, device=value.device), {}
+
+        return hidden, loss
+
+    get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=max(batch.tokens.shape[1] for batch in batches),
+        micro_batch_size=batches[0].tokens.shape[0],
+        forward_only=forward_only,
+    )
+    return kept
+
+
+def _positions(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+
+
+def spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[tokens] in row order to [batch, tokens] under `mask`, zero elsewhere; differentiable."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

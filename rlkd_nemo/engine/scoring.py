@@ -1,0 +1,85 @@
+"""Forward-only log-probs of whole batches: old policy, reference and teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from rlkd_nemo.engine.pipeline import run_micro_batches
+from rlkd_nemo.engine.ranks import Ranks
+from rlkd_nemo.training.batch import SequenceBatch, micro_batches, share
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    model: torch.nn.Module,
+    ranks: Ranks,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    temperature: float,
+    pad_id: int,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Log-probs and entropies of every response token under `model`.
+
+    Every rank passes the same sequences and gets all results; data-parallel ranks share the work.
+
+    Args:
+        model: from `build_model`, unwrapped or wrapped; its settings give the micro-batch and chunk sizes.
+        temperature: divides the logits.
+    Returns: two lists of float32 [len(response)] on the host, in the order given.
+    """
+    inner = model.module if hasattr(model, "ddp_config") else model
+    settings = inner.settings
+    batch = SequenceBatch([list(p) for p in prompts], [list(r) for r in responses])
+    lengths = batch.lengths()
+    rows = [share(lengths, rank, ranks.dp_size) for rank in range(ranks.dp_size)]
+    size = settings.forward_micro_batch_size
+    number = max(1, max(math.ceil(len(of_rank) / size) for of_rank in rows))
+    micro = list(micro_batches(batch, rows[ranks.dp_rank], size, pad_id, number=number))
+    was_training = model.training
+    model.eval()
+    kept = run_micro_batches(
+        inner,
+        inner.hidden_model,
+        micro,
+        lambda log_probs, entropies, mb: (log_probs.sum(), torch.stack([log_probs, entropies])),
+        ranks=ranks,
+        vocab_size=inner.vocab_size,
+        temperature=temperature,
+        chunk=settings.log_prob_chunk_tokens,
+        forward_only=True,
+    )
+    model.train(was_training)
+
+    # One float per token travels: last stage -> other stages, then all data-parallel ranks exchange their shares.
+    order = [row for mb in micro for row in mb.rows]
+    counts = [len(batch.responses[row]) for row in order]
+    total = sum(counts)
+    mine = torch.cat(kept, dim=1) if ranks.is_last_stage else torch.empty(2, total, device=ranks.device)
+    if ranks.pp_size > 1:
+        mine = mine.contiguous()
+        dist.broadcast(mine, dist.get_global_rank(ranks.pp_group, ranks.pp_size - 1), group=ranks.pp_group)
+    log_probs: list[torch.Tensor] = [torch.empty(0)] * len(batch)
+    entropies: list[torch.Tensor] = [torch.empty(0)] * len(batch)
+    for of_rank, values in zip(rows, _exchange(mine, rows, batch, ranks)):
+        in_order = sorted(of_rank, key=lambda i: (-lengths[i], i))
+        pieces = torch.split(values, [len(batch.responses[row]) for row in in_order], dim=1)
+        for row, piece in zip(in_order, pieces):
+            log_probs[row], entropies[row] = piece[0].cpu(), piece[1].cpu()
+    return log_probs, entropies
+
+
+def _exchange(mine: torch.Tensor, rows: list[list[int]], batch: SequenceBatch, ranks: Ranks) -> list[torch.Tensor]:
+    """All data-parallel ranks' [2, tokens], padded to the longest for one all-gather."""
+    if ranks.dp_size == 1:
+        return [mine]
+    totals = [sum(len(batch.responses[row]) for row in of_rank) for of_rank in rows]
+    padded = torch.zeros(2, max(totals), device=ranks.device)
+    padded[:, : mine.shape[1]] = mine
+    gathered = [torch.empty_like(padded) for _ in rows]
+    dist.all_gather(gathered, padded, group=ranks.dp_group)
+    return [values[:, :total] for values, total in zip(gathered, totals)]

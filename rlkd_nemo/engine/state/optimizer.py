@@ -1,0 +1,59 @@
+"""Megatron's optimizer, learning-rate schedule and data-parallel wrapper for a model of `build_model`."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from rlkd_nemo.config.schema import Optim
+
+
+def wrap_for_training(model: torch.nn.Module) -> DistributedDataParallel:
+    """Data-parallel wrapper whose gradients are sums: the engine's token weights are global already."""
+    config = model.hidden_model.config
+    wrapped = DistributedDataParallel(
+        config, DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False), model
+    )
+    config.finalize_model_grads_func = lambda models, num_tokens=None, **kwargs: finalize_model_grads(models, None)
+    return wrapped
+
+
+def build_optimizer(
+    model: DistributedDataParallel, optim: Optim, *, gradient_clip_val: float, total_updates: int
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+    """AdamW and its schedule. `total_updates` is the decay length where `optim.sched.decay_steps` is null."""
+    config = model.config
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=optim.lr,
+            min_lr=optim.sched.min_lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.betas[0],
+            adam_beta2=optim.betas[1],
+            adam_eps=optim.eps,
+            clip_grad=gradient_clip_val,
+            bf16=config.bf16,
+            params_dtype=config.params_dtype,
+        ),
+        [model],
+    )
+    if config.bf16:
+        config.grad_scale_func = optimizer.scale_loss
+    warmup = optim.sched.warmup_steps
+    scheduler = OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=optim.lr,
+        min_lr=optim.sched.min_lr,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=max(optim.sched.decay_steps or total_updates, warmup + 1),
+        lr_decay_style=optim.sched.name,
+        start_wd=optim.weight_decay,
+        end_wd=optim.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+    return optimizer, scheduler
