@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlkd_nemo.config.objectives import TRRD, needs_teacher
+from rlkd_nemo.config.objectives import CLAMPS, TRRD, needs_teacher
 from rlkd_nemo.errors import ConfigError
 from rlkd_nemo.losses.batch import TokenBatch, TokenLoss
 from rlkd_nemo.losses.metrics import Metric
@@ -58,7 +58,7 @@ def mixed_ratio(batch: TokenBatch, teacher: TeacherTokens, settings: TRRD, alpha
         saturated = torch.zeros_like(teacher.where)
         mixed, slope = alpha * own + (1 - alpha) * gap, whole
     else:
-        raise ConfigError(f"objective.clamp={settings.clamp!r} is unknown; wanted one of ratio, anchor, none")
+        raise ConfigError(f"objective.clamp={settings.clamp!r} is unknown; wanted one of {', '.join(CLAMPS)}")
     # At alpha = 1 the mixture is dropped, not multiplied by 0: an infinite gap times 0 would be NaN.
     return MixedRatio(own if alpha == 1.0 else torch.where(teacher.where, mixed, own), slope, saturated)
 
