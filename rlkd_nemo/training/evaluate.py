@@ -1,0 +1,117 @@
+"""Held-out evaluation: mean@k accuracy, mean structure, lengths, with intervals by resampling problems."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlkd_nemo.errors import FailureBudgetError
+from rlkd_nemo.interfaces import RolloutEngine, Scorer
+from rlkd_nemo.training.exchange import map_shared
+from rlkd_nemo.types import Problem, Rollout, Score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers over all samples of all problems.
+
+    Attributes:
+        accuracy: mean@k, mean over problems of the share of samples that verify.
+        structure: mean structure reward, unparseable = 0; None when no sample has one.
+        accuracy_interval, structure_interval: 95 %, resampling problems.
+        entropy: nats a token, estimated from the sampled tokens' log-probs.
+        failed: samples without a score because the system failed; left out of every mean.
+    """
+
+    accuracy: float
+    structure: float | None
+    accuracy_interval: tuple[float, float]
+    structure_interval: tuple[float, float] | None
+    length_tokens: float
+    entropy: float
+    truncated_fraction: float
+    failed: int
+    rollouts: list[Rollout]
+    scores: list[Score]
+
+    def metrics(self) -> dict[str, float]:
+        """`validation/...` for the log."""
+        out = {
+            "validation/accuracy": self.accuracy,
+            "validation/accuracy_low": self.accuracy_interval[0],
+            "validation/accuracy_high": self.accuracy_interval[1],
+            "validation/length_tokens": self.length_tokens,
+            "validation/entropy": self.entropy,
+            "validation/truncated_fraction": self.truncated_fraction,
+            "validation/failed": float(self.failed),
+        }
+        if self.structure is not None and self.structure_interval is not None:
+            out["validation/structure"] = self.structure
+            out["validation/structure_low"], out["validation/structure_high"] = self.structure_interval
+        return out
+
+
+def evaluate(
+    engine: RolloutEngine,
+    scorer: Scorer,
+    problems: Sequence[Problem],
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    refuse_failures: bool = False,
+) -> Evaluation:
+    """Sample and score; every rank calls it alike and gets the same result.
+
+    Args:
+        refuse_failures: raise FailureBudgetError at the first score that the system failed to give (final figures).
+    """
+    rollouts = engine.generate(
+        problems, samples, stream=("evaluation", seed), temperature=temperature, max_new_tokens=max_new_tokens
+    )
+    scores = map_shared(lambda part: scorer.score(part), rollouts)
+    failed = sum(
+        any(part.failure is not None and part.failure.by_system for part in score.components.values()) for score in scores
+    )
+    if failed and refuse_failures:
+        first = next(s for s in scores if any(p.failure is not None and p.failure.by_system for p in s.components.values()))
+        raise FailureBudgetError(
+            f"{failed} of {len(scores)} evaluation samples could not be scored "
+            f"({ {n: p.failure.value for n, p in first.components.items() if p.failure is not None} }); "
+            "an evaluation with holes is no result"
+        )
+    accuracy, accuracy_interval = _mean_over_problems(rollouts, scores, "outcome")
+    structure, structure_interval = _mean_over_problems(rollouts, scores, "structure")
+    tokens = sum(len(r.response_ids) for r in rollouts)
+    return Evaluation(
+        accuracy=accuracy if accuracy is not None else 0.0,
+        structure=structure,
+        accuracy_interval=accuracy_interval or (0.0, 0.0),
+        structure_interval=structure_interval,
+        length_tokens=tokens / len(rollouts),
+        entropy=-sum(sum(r.log_probs) for r in rollouts) / max(tokens, 1),
+        truncated_fraction=sum(r.truncated for r in rollouts) / len(rollouts),
+        failed=failed,
+        rollouts=rollouts,
+        scores=scores,
+    )
+
+
+def _mean_over_problems(
+    rollouts: Sequence[Rollout], scores: Sequence[Score], name: str, resamples: int = 1000
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Mean over problems of the mean over a problem's samples, and its 95 % resampling interval."""
+    by_problem: dict[int, list[float]] = {}
+    for rollout, score in zip(rollouts, scores):
+        part = score.components.get(name)
+        if part is not None and part.value is not None:
+            by_problem.setdefault(rollout.group, []).append(part.value)
+    means = [sum(values) / len(values) for values in by_problem.values()]
+    if not means:
+        return None, None
+    picker = random.Random(0)  # noqa: S311 (an interval, not a secret)
+    resampled = sorted(sum(picker.choices(means, k=len(means))) / len(means) for _ in range(resamples))
+    low, high = resampled[int(0.025 * resamples)], resampled[int(0.975 * resamples)]
+    return sum(means) / len(means), (low, high)
