@@ -46,9 +46,10 @@ def run_micro_batches(
             if sequence_parallel:
                 output = tensor_parallel.gather_from_sequence_parallel_region(output)
             flat = output.transpose(0, 1).reshape(-1, output.shape[-1])
+            weight = hidden_model.output_weight()
             log_probs, entropies = token_log_probs(
-                flat[batch.positions],
-                hidden_model.output_weight(),
+                flat[batch.positions].to(weight.dtype),  # the precision wrapper hands out fp32
+                weight,
                 batch.targets,
                 vocab_size=vocab_size,
                 temperature=temperature,
@@ -60,7 +61,7 @@ def run_micro_batches(
             kept.append(result)
             if not value.requires_grad and not forward_only:
                 # An idle micro-batch still has to send a gradient up the pipeline.
-                value = value + 0.0 * output.float().sum() + 0.0 * hidden_model.output_weight().float().sum()
+                value = value + 0.0 * output.float().sum() + 0.0 * weight.float().sum()
             # The second value is a token count for Megatron to divide by; the weights have done that already.
             return value, torch.zeros([], dtype=torch.int, device=value.device), {}
 

@@ -248,6 +248,34 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def rng_state() -> dict[str, Any]:
+    """This rank's random number generators: torch on host and device, Megatron's tracker, numpy, random."""
+    import numpy as np
+    from megatron.core import tensor_parallel
+
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+        "numpy": (name, torch.from_numpy(keys.astype("int64")), position, has_gauss, gauss),
+        "random": random.getstate(),
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Undo whatever was drawn since `rng_state`."""
+    import numpy as np
+    from megatron.core import tensor_parallel
+
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, gauss))
+    random.setstate(state["random"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
+    torch.cuda.set_rng_state(state["device"])
+    torch.set_rng_state(state["torch"])  # last: on CPU ranks the device's generator is this one
+
+
 def close_ranks() -> None:
     """Leave the process groups; safe to call twice."""
     state = _parallel_state()
