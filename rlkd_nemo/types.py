@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Step:
-    """One reasoning step: meta-reasoning M, sub-problem Q, answer A (papers.md section 1.1).
+    """One reasoning step: meta-reasoning M, sub-problem Q, answer A (arXiv:2505.16142).
 
     A field the text did not give is None, so that later pairs do not shift.
     """

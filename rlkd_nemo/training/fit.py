@@ -30,6 +30,7 @@ class TrainerState:
     prompts_taken: int = 0  # data position
     rollouts: int = 0
     rollout_tokens: int = 0
+    rollout_seconds: float = 0.0
 
 
 class RLKDTrainer:
@@ -104,8 +105,7 @@ class RLKDTrainer:
         with self._timed("score"):
             steps.refuse_too_many_failures(scores, self.cfg.rlkd.max_failed_fraction)
             experience = self.advantage(rollouts, scores)
-        with self._timed("teach"):
-            self.teach(experience)
+        self.teach(experience)
         metrics = steps.reward_metrics(experience, asdict(self.cfg.reward)) | sampling
         metrics |= self.gate(experience)
         with self._timed("update"):
@@ -164,13 +164,15 @@ class RLKDTrainer:
         """Old, teacher and reference log-probs, once a batch, in the training layout."""
         prompts = [r.prompt_ids for r in experience.rollouts]
         responses = [r.response_ids for r in experience.rollouts]
-        experience.old_log_probs, _ = self.actor.get_inference_log_probs(
-            prompts, responses, temperature=self.cfg.rollout.temperature
-        )
-        if self.teacher is not None:
-            experience.teacher_log_probs = self.teacher.log_probs(prompts, responses)
-        if self.reference is not None:
-            experience.ref_log_probs = self.reference.log_probs(prompts, responses)
+        with self._timed("log_probs"):
+            experience.old_log_probs, _ = self.actor.get_inference_log_probs(
+                prompts, responses, temperature=self.cfg.rollout.temperature
+            )
+        with self._timed("teach"):
+            if self.teacher is not None:
+                experience.teacher_log_probs = self.teacher.log_probs(prompts, responses)
+            if self.reference is not None:
+                experience.ref_log_probs = self.reference.log_probs(prompts, responses)
 
     def gate(self, experience: steps.Experience) -> dict[str, float]:
         """Sampler against trainer; a refusal on the first batch of a process, a logged number afterwards."""
@@ -272,6 +274,7 @@ class RLKDTrainer:
 
     def _take_times(self) -> dict[str, float]:
         out = {f"time/{stage}_s": seconds for stage, seconds in self._clock.items()}
+        self.state.rollout_seconds += self._clock.get("rollout", 0.0)
         self._clock = {}
         return out
 
