@@ -1,0 +1,133 @@
+"""What one setting may be by itself: names out of a list, numbers within bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rlkd_nemo.config.schema import Config
+from rlkd_nemo.config.tree import nearest
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "trainer.accelerator": ("auto", "cpu", "gpu"),
+    "trainer.precision": ("32", "bf16"),
+    "exp_manager.wandb_mode": ("offline", "online", "disabled"),
+    "exp_manager.checkpoint_callback_params.mode": ("max", "min"),
+    "model.optim.sched.name": SCHEDULES,
+    "model.tokenizer.library": ("task", "bytes", "huggingface"),
+    "rlkd.advantage.std": ("population", "sample", "none"),
+    "rlkd.dynamic_sampling.by": ("reward", "outcome"),
+    "rlkd.overlong.mode": ("keep", "mask", "soft"),
+    "gsrm.decomposer": ("text",),
+    "gsrm.judge": ("exact", "normalised"),
+    "gsrm.reference_mode": ("first", "best", "tree"),
+    "gsrm.alignment": ("prefix", "monotone"),
+    "gsrm.norm": ("teacher", "none", "max"),
+    "rollout.engine": ("embedded",),
+    "demo.student_from": ("base", "teacher"),
+    "demo.base.schedule": SCHEDULES,
+    "demo.teacher.schedule": SCHEDULES,
+    "demo.student.schedule": SCHEDULES,
+}
+# Fields of each section; null, where the schema allows it, is always in range.
+AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
+    "trainer": ("num_nodes", "devices"),
+    "trainer.rlkd": ("max_steps",),
+    "trainer.sft": ("max_steps",),
+    "model": (
+        "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+        "encoder_seq_length", "make_vocab_size_divisible_by", "tensor_model_parallel_size",
+        "pipeline_model_parallel_size", "micro_batch_size", "forward_micro_batch_size", "log_prob_chunk_tokens",
+    ),
+    "model.optim.sched": ("decay_steps",),
+    "data": ("global_batch_size", "num_paths"),
+    "rlkd": ("num_prompts", "group_size", "updates_per_batch", "epochs"),
+    "rlkd.overlong": ("buffer_tokens",),
+    "rollout": ("batch_size", "max_new_tokens"),
+    "validation": ("num_problems", "samples", "max_new_tokens"),
+    "demo": ("test_problems", "test_samples"),
+    "demo.base": ("steps", "num_paths"),
+    "demo.teacher": ("steps", "num_paths"),
+    "demo.student": ("steps", "num_paths"),
+}  # fmt: skip
+POSITIVE: dict[str, tuple[str, ...]] = {
+    "trainer": ("watchdog_s",),
+    "model": ("rotary_base", "layernorm_epsilon", "init_method_std"),
+    "model.optim": ("lr", "eps"),
+    "rollout": ("temperature",),
+    "validation": ("temperature",),
+    "demo.base": ("lr",),
+    "demo.teacher": ("lr",),
+    "demo.student": ("lr",),
+}
+NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
+    "trainer.rlkd": ("val_check_interval", "save_interval", "gradient_clip_val"),
+    "trainer.sft": ("val_check_interval", "save_interval", "gradient_clip_val"),
+    "exp_manager.checkpoint_callback_params": ("save_last", "save_top_k"),
+    "model": ("seed",),
+    "model.optim": ("weight_decay",),
+    "model.optim.sched": ("warmup_steps", "min_lr"),
+    "data": ("shuffle_seed",),
+    "rlkd.dynamic_sampling": ("max_rounds",),
+    "reward": ("outcome", "structure", "format", "tag"),
+    "gate": ("max_log_prob_gap", "min_teacher_influence"),
+    "demo": ("max_teacher_retrains",),
+}
+SHARES: dict[str, tuple[str, ...]] = {
+    "data": ("noise",),
+    "rlkd": ("max_failed_fraction",),
+    "demo": ("min_teacher_accuracy",),
+    "demo.base": ("noise",),
+    "demo.teacher": ("noise",),
+    "demo.student": ("noise",),
+}
+
+
+def problems(cfg: Config) -> Iterator[str]:
+    """Every value outside its own range, as a sentence with its key."""
+    for key, choices in CHOICES.items():
+        value = _get(cfg, key)
+        if value not in choices:
+            yield f"{key}={value!r} is unknown; wanted one of {', '.join(choices)}{nearest(value, choices)}"
+    for key, value in _floats(cfg):
+        if not math.isfinite(value):
+            yield f"{key}={value!r} is not finite"
+    yield from _bound(cfg, AT_LEAST_ONE, lambda value: value >= 1, "a whole number >= 1")
+    yield from _bound(cfg, POSITIVE, lambda value: value > 0, "a number > 0")
+    yield from _bound(cfg, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
+    yield from _bound(cfg, SHARES, lambda value: 0 <= value <= 1, "a number in [0, 1]")
+    betas = cfg.model.optim.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        yield f"model.optim.betas={betas} is out of range; wanted two numbers in [0, 1)"
+    if cfg.exp_manager.audit_rollouts < -1:
+        yield f"exp_manager.audit_rollouts={cfg.exp_manager.audit_rollouts} is out of range; wanted -1 (all) or more"
+
+
+def _bound(
+    cfg: Config, sections: dict[str, tuple[str, ...]], holds: Callable[[float], bool], wanted: str
+) -> Iterator[str]:
+    for section, fields in sections.items():
+        for field in fields:
+            value = _get(cfg, f"{section}.{field}")
+            if value is not None and math.isfinite(value) and not holds(value):
+                yield f"{section}.{field}={value!r} is out of range; wanted {wanted}"
+
+
+def _get(cfg: Config, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def _floats(node: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _floats(value, f"{prefix}{field.name}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{field.name}", value

@@ -1,0 +1,105 @@
+"""The command line that all examples share: parse, check, and only then start ranks.
+
+Exit codes: 0 done, 2 wrong config or input, 3 stopped by a signal and saved, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rlkd_nemo.errors import EXIT_DONE, ConfigError, RlkdError
+from rlkd_nemo.launch import local, rank
+
+if TYPE_CHECKING:
+    from rlkd_nemo.config.schema import Config
+
+
+def cli(
+    main: Callable[[Config], Any],
+    default: str,
+    *,
+    ranks: Callable[[Config], int] = lambda cfg: 1,
+    description: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Run `main(cfg)` on every rank and exit with the code they agreed on. A wrong config stops it before any starts.
+
+    Args:
+        default: config name used without --config-name.
+        ranks: how many ranks this machine runs. Where RANK is set (torchrun, srun) this process already is one.
+        description: shown by --help.
+        argv: arguments; default those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser(default, description).parse_intermixed_args(arguments)
+    is_rank = "RANK" in os.environ
+    if is_rank:
+        rank.enter()
+    try:
+        cfg = _load(options)
+        if options.cfg or options.check:
+            _show(cfg, options)
+            sys.exit(EXIT_DONE)
+        number = ranks(cfg)
+        _check_world(cfg, number, is_rank)
+    except RlkdError as error:
+        if os.environ.get(rank.TRACEBACK):
+            raise
+        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        sys.exit(error.exit_code)
+    if is_rank:
+        rank.leave(rank.run(main, cfg))
+    if number > 1:
+        sys.exit(local.run_ranks(Path(sys.argv[0]).resolve(), arguments, number))
+    rank.enter()
+    rank.leave(rank.run(main, cfg))
+
+
+def _parser(default: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit codes: 0 done, 2 wrong config or input, 3 stopped by a signal and saved, 1 anything else",
+    )
+    parser.add_argument("overrides", nargs="*", help="group=choice (objective=grpo) or key=value (objective.alpha=0.3)")
+    parser.add_argument("--config-name", default=default, help="config to start from (default: %(default)s)")
+    parser.add_argument("--config-dir", default=None, help="folder of the config (default: the conf/ of the package)")
+    parser.add_argument("--cfg", choices=["job"], help="print the resolved config and stop")
+    parser.add_argument("--check", action="store_true", help="check the config without starting anything")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Config:
+    # Late: --help should not wait for hydra.
+    from rlkd_nemo.config.load import load
+    from rlkd_nemo.config.rules import enforce
+
+    cfg = load(options.config_name.removesuffix(".yaml"), options.overrides, options.config_dir)
+    enforce(cfg)
+    return cfg
+
+
+def _show(cfg: Config, options: argparse.Namespace) -> None:
+    from rlkd_nemo.config.load import to_yaml
+
+    sys.stdout.write(to_yaml(cfg) if options.cfg else f"{options.config_name}: the config is valid\n")
+
+
+def _check_world(cfg: Config, number: int, is_rank: bool) -> None:
+    if not is_rank and cfg.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}, but this command starts the ranks of one machine only; "
+            f"start it on every node with srun or torchrun (they set RANK), or set trainer.num_nodes=1"
+        )
+    wanted = cfg.trainer.num_nodes * number
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if is_rank and world != wanted:
+        raise ConfigError(
+            f"WORLD_SIZE={world} ranks were started, but the config asks for {wanted} "
+            f"(trainer.num_nodes={cfg.trainer.num_nodes}, {number} a node); change trainer.devices or the launch"
+        )

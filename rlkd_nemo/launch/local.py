@@ -1,0 +1,176 @@
+"""Ranks on this machine: started together, told to stop together, none left behind.
+
+Each rank is a direct child with the variables that torchrun would set (RANK, WORLD_SIZE, MASTER_ADDR, ...), so that a
+script runs alike under both. Not torchrun itself: it turns every failure into exit code 1, kills 30 s after a signal
+whether or not the ranks are still saving, and costs a process that imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR
+from rlkd_nemo.launch.rank import LAUNCHER, REPORTS
+
+# After one rank failed the others get so long to end by themselves (a lost peer is noticed at once over gloo).
+GRACE_S = 15.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one rank ended. `code`: exit status, negative for a signal."""
+
+    rank: int
+    code: int
+    killed_by_us: bool
+    message: str
+    deliberate: bool
+    time: float
+
+
+def run_ranks(script: str | Path, argv: Sequence[str], num_ranks: int, *, grace_s: float = GRACE_S) -> int:
+    """Run `script argv...` on `num_ranks` ranks of this machine and wait for them.
+
+    SIGINT, SIGTERM and SIGUSR1 go to every rank, which saves and stops at the end of its step; a second SIGINT kills.
+    Messages of the ranks' errors are printed once, the cause first.
+
+    Returns: 0, or the exit code of the failure that came first (1 when a rank was killed).
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rlkd-ranks-"))
+    group = _Group(script, argv, num_ranks, folder)
+    # Handlers before children: a signal between the two would leave them behind.
+    previous = {number: signal.signal(number, group.on_signal) for number in group.forwarded}
+    try:
+        group.start()
+        return _verdict(group.wait(grace_s))
+    finally:
+        group.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Group:
+    """The rank processes, each the leader of its own session: its children end with it."""
+
+    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, script: str | Path, argv: Sequence[str], num_ranks: int, folder: Path) -> None:
+        self.command = [sys.executable, str(script), *argv]
+        self.num_ranks, self.folder = num_ranks, folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.killed: set[int] = set()
+        self.wanted: list[int] = []
+        self.told: set[tuple[int, int]] = set()
+        self.give_up = False
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """Note it; `wait` acts (a handler may interrupt a lock that killing and waiting need)."""
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and number in self.wanted:
+            self.give_up = True
+        elif number not in self.wanted:
+            self.wanted.append(number)
+            sys.stderr.write(f"{name}: the ranks were asked to save and stop; Ctrl-C again ends them at once\n")
+
+    def start(self) -> None:
+        """All ranks, with what torchrun would have put into their environment."""
+        shared = {
+            "WORLD_SIZE": str(self.num_ranks),
+            "LOCAL_WORLD_SIZE": str(self.num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            # More ranks than one share the cores; without this each would start a thread for every core.
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            REPORTS: str(self.folder),
+            LAUNCHER: str(os.getpid()),
+        }
+        for rank in range(self.num_ranks):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+            self.processes.append(
+                subprocess.Popen(self.command, env={**os.environ, **shared, **place}, start_new_session=True)
+            )
+
+    def wait(self, grace_s: float) -> list[Ended]:
+        """Until every rank has ended; after the first failure the others have `grace_s` left."""
+        failed_at: float | None = None
+        # A list: every process is polled each time, which is what sets its returncode.
+        while None in [process.poll() for process in self.processes]:
+            self._forward()
+            if failed_at is None and any(process.returncode for process in self.processes):
+                failed_at = time.monotonic()
+            if self.give_up or (failed_at is not None and time.monotonic() - failed_at > grace_s):
+                self.kill()
+            time.sleep(_POLL_S)
+        return [self._ended(rank) for rank in range(self.num_ranks)]
+
+    def kill(self) -> None:
+        """End what still runs, children of ended ranks included."""
+        for rank, process in enumerate(self.processes):
+            if process.poll() is None:
+                self.killed.add(rank)
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):  # all gone, and perhaps the number is another's by now
+                continue
+        for process in self.processes:
+            process.wait()
+
+    def _forward(self) -> None:
+        for number in self.wanted:
+            for rank, process in enumerate(self.processes):
+                # Before a rank is ready the signal would kill it instead of being noted; it gets it as soon as it is.
+                if (rank, number) not in self.told and (self.folder / f"{rank}.ready").exists():
+                    self.told.add((rank, number))
+                    process.send_signal(number)
+
+    def _ended(self, rank: int) -> Ended:
+        code = self.processes[rank].returncode
+        try:
+            words = json.loads((self.folder / f"{rank}.json").read_text())
+        except FileNotFoundError:
+            died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            words = {"message": f"rank {rank} {died} without a word", "deliberate": True, "time": 0.0}
+        return Ended(rank, code, rank in self.killed, words["message"], words["deliberate"], words["time"])
+
+
+def _verdict(ended: list[Ended]) -> int:
+    """Say what went wrong, each thing once, and choose the exit code."""
+    failed = [end for end in ended if end.code]
+    if not failed:
+        return EXIT_DONE
+    # A rank that we killed only waited for the others; one that died without a word (time 0) is the cause.
+    own = sorted((end for end in failed if not end.killed_by_us), key=lambda end: end.time)
+    if not own:
+        sys.stderr.write("the ranks were ended by a second interrupt; what was saved before stays\n")
+        return EXIT_ERROR
+    cause = own[0]
+    sys.stderr.write(
+        f"{cause.message.rstrip()}\n" if cause.deliberate else f"rank {cause.rank}: {cause.message.rstrip()}\n"
+    )
+    for end in own[1:]:
+        if end.message != cause.message:
+            last = end.message.rstrip().splitlines()[-1] if end.message.strip() else f"code {end.code}"
+            sys.stderr.write(f"rank {end.rank} failed after that: {last}\n")
+    waiting = [str(end.rank) for end in failed if end.killed_by_us]
+    if waiting:
+        sys.stderr.write(f"rank {', '.join(waiting)} still waited for the others and was ended\n")
+    return cause.code if cause.code > 0 else EXIT_ERROR
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,100 @@
+"""The rank's side of a launch: ready for signals, gone with its launcher, and an end that the launcher can read.
+
+Without our launcher (torchrun, srun, a single process) the same calls work: there is nobody to report to, so the
+message goes to stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rlkd_nemo import log
+from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_PREEMPTED, RlkdError
+from rlkd_nemo.lifecycle import signals
+
+# Set by launch/local.py: where ranks report, and the process they must not outlive.
+REPORTS, LAUNCHER = "RLKD_REPORTS", "RLKD_LAUNCHER_PID"
+TRACEBACK = "RLKD_TRACEBACK"
+
+_PR_SET_PDEATHSIG = 1
+
+
+def enter() -> None:
+    """Tie this rank to its launcher, catch signals, and say that it is ready for them."""
+    if os.environ.get(LAUNCHER):
+        _die_with(int(os.environ[LAUNCHER]))
+    signals.install()
+    if os.environ.get(REPORTS):
+        (Path(os.environ[REPORTS]) / f"{_rank()}.ready").write_text(str(os.getpid()))
+
+
+def run(main: Callable[[Any], Any], cfg: Any) -> int:
+    """Call `main(cfg)` as this rank and report how it ended. Returns the exit code."""
+    log.configure(Path(sys.argv[0]).stem, _rank())
+    try:
+        main(cfg)
+    except RlkdError as error:
+        shown = traceback.format_exc() if os.environ.get(TRACEBACK) else str(error)
+        report(error.exit_code, shown, deliberate=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        report(EXIT_ERROR, "interrupted a second time: not saved", deliberate=True)
+        return EXIT_ERROR
+    except Exception:  # noqa: BLE001  (whatever it was, the launcher must hear of it)
+        report(EXIT_ERROR, traceback.format_exc())
+        return EXIT_ERROR
+    report(EXIT_DONE, "")
+    return EXIT_DONE
+
+
+def report(code: int, message: str, *, deliberate: bool = False) -> None:
+    """Leave code and message for the launcher; without one, say it on stderr.
+
+    Args: deliberate: the message explains itself; else it is a traceback or a last word.
+    """
+    folder = os.environ.get(REPORTS)
+    if not folder:
+        if message:
+            sys.stderr.write(
+                f"rank {_rank()}: {message.rstrip()}\n" if "RANK" in os.environ else f"{message.rstrip()}\n"
+            )
+        return
+    words = {"code": code, "message": message, "deliberate": deliberate, "time": time.time()}
+    partial = Path(folder) / f"{_rank()}.partial"
+    partial.write_text(json.dumps(words))
+    partial.replace(Path(folder) / f"{_rank()}.json")
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with `code`.
+
+    After a failure at once and not by `sys.exit`: with a peer gone, exit handlers may wait for it.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in (EXIT_DONE, EXIT_PREEMPTED):
+        sys.exit(code)
+    os._exit(code)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _die_with(launcher: int) -> None:
+    """Have the kernel end this process when its launcher dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it died before we asked
+        os._exit(EXIT_ERROR)
