@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from rlkd_nemo.types import Problem, Rollout, Score, Step
+from rlkd_nemo.types import Notation, Problem, Rollout, Score, Step
 
 if TYPE_CHECKING:
     import torch
@@ -55,16 +55,23 @@ class Task(Protocol):
     def symbols(self) -> list[str] | None:
         """The task's closed vocabulary (longest match wins), or None when it is free text."""
 
+    def notation(self) -> Notation | None:
+        """How the task itself writes steps, or None when its texts carry the usual tags (`gsrm.steps`)."""
+
 
 class Decomposer(Protocol):
-    """Reasoning text to steps."""
+    """Reasoning text to steps. `version` names everything that its result depends on: it keys stored references."""
+
+    version: str
 
     def decompose(self, problem: str, text: str) -> list[Step]:
         """Steps in order; an empty list when the text has none. Raises ServiceError when it could not be tried."""
 
 
 class Judge(Protocol):
-    """Decides whether two texts mean the same. `kind` is `meta`, `question` or `answer`."""
+    """Decides whether two texts mean the same. `kind` is `meta`, `question` or `answer`; `name` keys what it decided."""
+
+    name: str
 
     def same(self, kind: str, teacher: str, student: str, problem: str) -> bool:
         """True if both say the same. Raises ServiceError when it could not decide."""
@@ -94,9 +101,15 @@ class RolloutEngine(Protocol):
         """Make the sampler's weights equal the trainer's; `version` counts optimizer updates."""
 
     def generate(
-        self, problems: Sequence[Problem], group_size: int, *, stream: tuple[Any, ...], temperature: float, max_new_tokens: int
+        self,
+        problems: Sequence[Problem],
+        group_size: int,
+        *,
+        stream: tuple[Any, ...],
+        temperature: float,
+        max_new_tokens: int,
     ) -> list[Rollout]:
-        """`group_size` responses for each problem, group-major. `stream` names the random numbers, e.g. ("train", seed, step)."""
+        """`group_size` responses for each problem, group-major; `stream` names the random numbers, ("train", seed, step)."""
 
 
 class Actor(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -38,6 +38,19 @@ class Step:
     meta: str
     question: str | None = None
     answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Notation:
+    """A task's own way of writing steps down, beside the tags that every task may use.
+
+    Attributes:
+        name: changes whenever `decompose` reads a text differently, since stored references carry it.
+        decompose: text of a response to its steps; empty when it has none in this notation.
+    """
+
+    name: str
+    decompose: Callable[[str], list[Step]]
 
 
 @dataclass
@@ -98,7 +111,9 @@ class Component:
     def __post_init__(self) -> None:
         missing = self.failure is not None and self.failure.by_system
         if missing != (self.value is None):
-            raise ValueError(f"Component(value={self.value}, failure={self.failure}): no value if and only if the system failed")
+            raise ValueError(
+                f"Component(value={self.value}, failure={self.failure}): no value if and only if the system failed"
+            )
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,10 @@ def _schedule(cfg: Config) -> Iterator[str]:
 def _layout(cfg: Config) -> Iterator[str]:
     model, trainer = cfg.model, cfg.trainer
     tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    if min(tensor, pipeline, trainer.num_nodes, trainer.devices) < 1:
+    devices = trainer.devices or 0
+    if min(tensor, pipeline, trainer.num_nodes, devices) < 1:
         return
-    world = trainer.num_nodes * trainer.devices
+    world = trainer.num_nodes * devices
     if world % (tensor * pipeline):
         yield (
             f"trainer.num_nodes x trainer.devices = {world} ranks is no multiple of model.tensor_model_parallel_size x "
@@ -152,7 +153,7 @@ def _sampling(cfg: Config) -> Iterator[str]:
 def _batches(cfg: Config) -> Iterator[str]:
     model, rlkd = cfg.model, cfg.rlkd
     ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
-    world = cfg.trainer.num_nodes * cfg.trainer.devices
+    world = cfg.trainer.num_nodes * (cfg.trainer.devices or 0)
     if min(ranks, world, rlkd.updates_per_batch, rlkd.num_prompts) < 1 or world % ranks:
         return  # named above
     replicas = world // ranks

@@ -25,7 +25,7 @@ class Trainer:
     """Ranks and precision."""
 
     num_nodes: int = 1
-    devices: int = 2  # ranks a node
+    devices: int | None = None  # ranks a node; null: tensor x pipeline parallel size / num_nodes, at least 2
     accelerator: str = "auto"  # auto: gpu where there is one, else cpu
     precision: str = "32"  # 32 or bf16 (fp32 master weights, fp32 log-probs)
     watchdog_s: float = 600.0  # longest silence of a collective before the job ends with stacks
@@ -92,9 +92,9 @@ class Model:
 
     restore_from_path: str | None = None  # checkpoint directory with the start weights; null: random
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    num_layers: int = 3
+    num_layers: int = 4
     hidden_size: int = 96
-    ffn_hidden_size: int = 256
+    ffn_hidden_size: int = 192
     num_attention_heads: int = 4
     num_query_groups: int = 2
     kv_channels: int | None = None  # null: hidden_size / num_attention_heads
@@ -108,7 +108,7 @@ class Model:
     pipeline_model_parallel_size: int = 1
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
-    log_prob_chunk_tokens: int = 1024  # tokens whose logits exist at once
+    log_prob_chunk_tokens: int = 8192  # tokens whose logits exist at once; 1024 for vocabularies of 100k
     seed: int = 0
     optim: Optim = field(default_factory=Optim)
 
@@ -229,7 +229,7 @@ class Gate:
 class Stage:
     """One supervised stage of the quickstart: its length, learning rate and demonstrations."""
 
-    steps: int = 1000
+    steps: int = 1500
     lr: float = 3e-3
     schedule: str = "constant"
     strategies: list[str] = field(default_factory=lambda: ["post", "random"])
@@ -245,7 +245,7 @@ class Demo:
     """
 
     base: Stage = field(default_factory=Stage)
-    teacher: Stage = field(default_factory=lambda: Stage(steps=400, lr=2e-3, schedule="linear", strategies=["post"]))
+    teacher: Stage = field(default_factory=lambda: Stage(steps=600, lr=2e-3, schedule="linear", strategies=["post"]))
     student: Stage = field(
         default_factory=lambda: Stage(steps=100, lr=1e-3, strategies=["right", "random"], noise=0.35, num_paths=400)
     )

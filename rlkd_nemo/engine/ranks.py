@@ -11,9 +11,7 @@ import functools
 import logging
 import os
 import random
-import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -29,12 +27,6 @@ _FACTORIES = (
     "tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn",
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
 )  # fmt: skip
-# Said once by every rank where Transformer Engine and Apex are absent; harmless, and the engine chooses its own specs.
-_EXPECTED_WARNINGS = (
-    "Transformer Engine", "Apex", "transformer_engine", "CPU RNG state changed", "inference_params", "lazy import",
-    "Falling back", "not available", "deprecat",
-)  # fmt: skip
-
 
 class _Idle:
     """Stand-in for CUDA streams and events on CPU; a class, since libraries use the names in annotations."""
@@ -99,19 +91,9 @@ def _serve_cpu() -> None:
 
     torch.Tensor.type = type_  # type: ignore[method-assign,assignment]
 
-    with quiet_imports():
-        from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.tensor_parallel import random as megatron_random
 
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-
-
-@contextmanager
-def quiet_imports():
-    """Hide the import-time remarks about absent GPU libraries, by message; others pass."""
-    with warnings.catch_warnings():
-        for text in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=f".*{text}")
-        yield
 
 
 @dataclass(frozen=True)
@@ -155,8 +137,8 @@ class Ranks:
 
 
 def _parallel_state():
-    with quiet_imports():
-        from megatron.core import parallel_state
+    from megatron.core import parallel_state
+
     return parallel_state
 
 
@@ -218,10 +200,9 @@ def init_ranks(
     state = _parallel_state()
     if state.model_parallel_is_initialized():
         state.destroy_model_parallel()
-    with quiet_imports():
-        state.initialize_model_parallel(
-            tensor_model_parallel_size, pipeline_model_parallel_size, create_gloo_process_groups=True
-        )
+    state.initialize_model_parallel(
+        tensor_model_parallel_size, pipeline_model_parallel_size, create_gloo_process_groups=True
+    )
     seed_everything(seed)
     return Ranks(
         device=device,

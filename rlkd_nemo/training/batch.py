@@ -37,7 +37,9 @@ class SequenceBatch:
                 continue
             lengths = [len(row) for row in rows]
             if lengths != [len(response) for response in self.responses]:
-                raise ShapeError(f"field {name!r} has rows of lengths {lengths[:8]}..., wanted one value a response token")
+                raise ShapeError(
+                    f"field {name!r} has rows of lengths {lengths[:8]}..., wanted one value a response token"
+                )
 
     def __len__(self) -> int:
         return len(self.responses)

@@ -73,10 +73,13 @@ def evaluate(
     )
     scores = map_shared(lambda part: scorer.score(part), rollouts)
     failed = sum(
-        any(part.failure is not None and part.failure.by_system for part in score.components.values()) for score in scores
+        any(part.failure is not None and part.failure.by_system for part in score.components.values())
+        for score in scores
     )
     if failed and refuse_failures:
-        first = next(s for s in scores if any(p.failure is not None and p.failure.by_system for p in s.components.values()))
+        first = next(
+            s for s in scores if any(p.failure is not None and p.failure.by_system for p in s.components.values())
+        )
         raise FailureBudgetError(
             f"{failed} of {len(scores)} evaluation samples could not be scored "
             f"({ {n: p.failure.value for n, p in first.components.items() if p.failure is not None} }); "
@@ -111,7 +114,7 @@ def _mean_over_problems(
     means = [sum(values) / len(values) for values in by_problem.values()]
     if not means:
         return None, None
-    picker = random.Random(0)  # noqa: S311 (an interval, not a secret)
+    picker = random.Random(0)
     resampled = sorted(sum(picker.choices(means, k=len(means))) / len(means) for _ in range(resamples))
     low, high = resampled[int(0.025 * resamples)], resampled[int(0.975 * resamples)]
     return sum(means) / len(means), (low, high)

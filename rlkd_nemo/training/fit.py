@@ -13,6 +13,7 @@ import torch
 from rlkd_nemo.config.objectives import PolicyObjective
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.interfaces import RolloutEngine, Scorer, Task, Teacher
+from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.training import step as steps
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
 from rlkd_nemo.training.exchange import map_shared
@@ -265,7 +266,8 @@ class RLKDTrainer:
         """Add to `time/<stage>_s`; a stage inside another is taken off it."""
         started = time.perf_counter()
         try:
-            yield
+            with deadline(self.cfg.trainer.watchdog_s, f"{stage} of step {self.state.step + 1}"):
+                yield
         finally:
             spent = time.perf_counter() - started
             self._clock[stage] = self._clock.get(stage, 0.0) + spent

@@ -36,7 +36,9 @@ def teacher_gate(name: str, settings: PolicyObjective, gate: Gate) -> float | No
     return influence
 
 
-def sampler_gate(rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.Tensor], gate: Gate) -> dict[str, float]:
+def sampler_gate(
+    rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.Tensor], gate: Gate
+) -> dict[str, float]:
     """Refuse a sampler whose log-probs are not the trainer's for the same weights.
 
     Args:
@@ -52,8 +54,9 @@ def sampler_gate(rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.
         token = int(gaps[worst].argmax())
         raise GateError(
             f"sampler and trainer disagree by {mean:.2e} nats a token (largest {largest:.2e}); wanted at most "
-            f"gate.max_log_prob_gap={gate.max_log_prob_gap:g}. Worst: problem {rollouts[worst].problem.id}, response token "
-            f"{token}: sampler {rollouts[worst].log_probs[token]:.4f}, trainer {float(trainer_log_probs[worst][token]):.4f}. "
+            f"gate.max_log_prob_gap={gate.max_log_prob_gap:g}. Worst: problem {rollouts[worst].problem.id}, "
+            f"response token {token}: sampler {rollouts[worst].log_probs[token]:.4f}, "
+            f"trainer {float(trainer_log_probs[worst][token]):.4f}. "
             "Weights, temperature or tokenizer differ between the two"
         )
     return {"rollout/log_prob_gap_mean": mean, "rollout/log_prob_gap_max": largest}

@@ -32,8 +32,8 @@ def response_batch(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], max_t
     for prompt, response, (text, _) in zip(prompts, responses, pairs):
         if len(prompt) + len(response) > max_tokens:
             raise InputError(
-                f"an example has {len(prompt)} + {len(response)} tokens, more than model.encoder_seq_length={max_tokens}; "
-                f"it starts {text[:60]!r}"
+                f"an example has {len(prompt)} + {len(response)} tokens, more than "
+                f"model.encoder_seq_length={max_tokens}; it starts {text[:60]!r}"
             )
     total = sum(len(response) for response in responses)
     return SequenceBatch(prompts, responses, [torch.full((len(r),), 1.0 / total) for r in responses])

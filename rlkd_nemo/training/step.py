@@ -43,7 +43,13 @@ class Experience:
 
 
 def advantage(
-    rollouts: Sequence[Rollout], scores: Sequence[Score], *, std: str, overlong: Overlong, max_new_tokens: int, scale: float
+    rollouts: Sequence[Rollout],
+    scores: Sequence[Score],
+    *,
+    std: str,
+    overlong: Overlong,
+    max_new_tokens: int,
+    scale: float,
 ) -> Experience:
     """Rewards to group advantages; rows without a reward leave mean, deviation and loss.
 
@@ -94,7 +100,12 @@ def updates(experience: Experience, number: int) -> list[list[int]]:
 
 
 def update_batch(
-    experience: Experience, rows: Sequence[int], settings: PolicyObjective, *, max_new_tokens: int, drop_teacher_at: int | None
+    experience: Experience,
+    rows: Sequence[int],
+    settings: PolicyObjective,
+    *,
+    max_new_tokens: int,
+    drop_teacher_at: int | None,
 ) -> SequenceBatch:
     """The given rows with the weight of each token in the whole update and all that the objective reads.
 
@@ -167,9 +178,7 @@ def reward_metrics(experience: Experience, weights: Mapping[str, float]) -> dict
         if values:
             out[f"reward/{name}"] = sum(values) / len(values)
         out[f"reward/{name}_count"] = float(len(values))
-    kinds = Counter(
-        part.failure.value for s in scores for part in s.components.values() if part.failure is not None
-    )
+    kinds = Counter(part.failure.value for s in scores for part in s.components.values() if part.failure is not None)
     for kind, count in sorted(kinds.items()):
         out[f"reward/failures_{kind}"] = float(count)
     out["reward/failed_fraction"] = sum(not s.valid for s in scores) / len(scores)

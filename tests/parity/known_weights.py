@@ -25,7 +25,9 @@ def cut(full, name, parameter, ranks):
     if not getattr(parameter, "tensor_model_parallel", False):
         return full
     if name.endswith("linear_fc1.weight"):  # gate and up are cut apart, then stacked
-        return torch.cat([half.chunk(ranks.tp_size, parameter.partition_dim)[ranks.tp_rank] for half in full.chunk(2, 0)])
+        return torch.cat(
+            [half.chunk(ranks.tp_size, parameter.partition_dim)[ranks.tp_rank] for half in full.chunk(2, 0)]
+        )
     return full.chunk(ranks.tp_size, parameter.partition_dim)[ranks.tp_rank]
 
 

@@ -95,7 +95,9 @@ def main(tp, pp, path):
             want_loss, want, want_metrics = saved[name]
             worst_loss = max(worst_loss, abs(loss - want_loss) / abs(want_loss))
             assert metrics.keys() == want_metrics.keys()
-            worst_metric = max(worst_metric, *(abs(metrics[k] - want_metrics[k]) / max(abs(want_metrics[k]), 1) for k in metrics))
+            worst_metric = max(
+                worst_metric, *(abs(metrics[k] - want_metrics[k]) / max(abs(want_metrics[k]), 1) for k in metrics)
+            )
             for n, parameter in actor.hidden_model.named_parameters():
                 n = global_name(n, actor.hidden_model.config)
                 full = want[n]

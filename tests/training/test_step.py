@@ -68,7 +68,9 @@ def test_update_batch_carries_weights_and_the_teacher_mask():
     got.old_log_probs = got.teacher_log_probs = [torch.zeros(2)] * 2
     batch = steps.update_batch(got, [0, 1], TRRD(), max_new_tokens=4, drop_teacher_at=6)
     assert [w.tolist() for w in batch.weights] == [[0.25, 0.25]] * 2  # 1 / (2 rows x 2 tokens)
-    assert [m.tolist() for m in batch.fields["teacher_mask"]] == [[1.0, 0.0]] * 2  # token 6 ends the student's text only
+    assert [m.tolist() for m in batch.fields["teacher_mask"]] == [
+        [1.0, 0.0]
+    ] * 2  # token 6 ends the student's text only
     assert [a.tolist() for a in batch.fields["advantages"]] == [[1.0, 1.0], [-1.0, -1.0]]
 
 
@@ -85,7 +87,9 @@ def test_gates():
     with pytest.raises(GateError, match="would train without its teacher"):
         teacher_gate("kdrl", KDRL(beta=1e-9), Gate())
     rows = [rollout(0)]
-    assert sampler_gate(rows, [torch.tensor([-1.0, -1.001])], Gate())["rollout/log_prob_gap_max"] == pytest.approx(1e-3, rel=1e-3)
+    assert sampler_gate(rows, [torch.tensor([-1.0, -1.001])], Gate())["rollout/log_prob_gap_max"] == pytest.approx(
+        1e-3, rel=1e-3
+    )
     with pytest.raises(GateError, match="response token 1: sampler -1.0000, trainer -3.0000"):
         sampler_gate(rows, [torch.tensor([-1.0, -3.0])], Gate())
     with pytest.raises(GateError):  # a NaN is no agreement

@@ -1,0 +1,67 @@
+# make demo | test | test-quick | lint | format | clean. Everything runs from .venv, which is made on first use.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+# Where pip's own sources offer only CUDA builds of torch: PyTorch's index of CPU wheels saves some gigabytes.
+TORCH_INDEX ?=
+
+ifeq ($(shell command -v nvidia-smi),)
+CONSTRAINTS := constraints/cpu.txt
+else
+CONSTRAINTS := constraints/base.txt
+endif
+
+.PHONY: help venv demo test test-quick lint format clean
+
+help:
+	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
+	@echo 'make test                           every test that this machine can run'
+	@echo 'make test-quick                     no real ranks, no browser: under a minute'
+	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
+	@echo 'make format                         ruff format, fixable findings'
+	@echo 'make clean                          remove .venv and caches, keep results/'
+
+venv: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml $(wildcard constraints/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "rlkd_nemo needs Python 3.10 or newer; found: $$($(PYTHON) --version 2>&1 || true). Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "[1/3] virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/3] torch ($(CONSTRAINTS))"
+	@$(BIN)/pip install -c $(CONSTRAINTS) torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@echo "[3/3] rlkd_nemo and its tests' tools"
+	@$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[test]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/quickstart.py $(ARGS)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

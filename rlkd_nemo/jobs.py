@@ -1,0 +1,132 @@
+"""Whole jobs on the ranks at hand: reinforcement learning, supervised training, evaluation.
+
+Examples parse a config, start the ranks and call one of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from rlkd_nemo import build
+from rlkd_nemo.config.schema import Config
+from rlkd_nemo.engine.actor import RLKDActor
+from rlkd_nemo.engine.model.build import build_model
+from rlkd_nemo.engine.ranks import Ranks
+from rlkd_nemo.engine.state.checkpoint import load_checkpoint
+from rlkd_nemo.engine.state.meta import model_from_checkpoint
+from rlkd_nemo.errors import Preempted
+from rlkd_nemo.run_directory import RunDirectory
+from rlkd_nemo.training.evaluate import Evaluation, evaluate
+from rlkd_nemo.training.fit import RLKDTrainer
+from rlkd_nemo.training.sft import SFTTrainer
+
+log = logging.getLogger(__name__)
+
+
+def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
+    """Run or resume an RLKD job in `exp_manager.exp_dir`. Raises Preempted when stopped early (saved)."""
+    task, tokens = build.build_task(cfg)
+    loop = cfg.trainer.rlkd
+    directory = Path(cfg.exp_manager.exp_dir)
+    run = RunDirectory(directory, cfg, ranks, tokens, total_steps=loop.max_steps, description=cfg.name)
+    actor = build.build_actor(
+        cfg,
+        ranks,
+        tokens,
+        total_updates=loop.max_steps * cfg.rlkd.updates_per_batch * cfg.rlkd.epochs,
+        gradient_clip_val=loop.gradient_clip_val,
+    )
+    state = run.resume(actor)
+    if state is None and cfg.model.restore_from_path:
+        load_checkpoint(cfg.model.restore_from_path, actor, weights_only=True, tokenizer_pieces=tokens.pieces())
+    teacher, reference = build.build_teachers(cfg, ranks, tokens, cfg.model.restore_from_path)
+    trainer = RLKDTrainer(
+        cfg=cfg,
+        objective_name=type(cfg.objective).__name__.lower(),
+        objective=cfg.objective,
+        task=task,
+        actor=actor,
+        engine=build.build_sampler(cfg, actor.bare_model, ranks, tokens),
+        scorer=build.build_scorer(cfg, task, directory),
+        teacher=teacher,
+        reference=reference,
+        on_step=run.on_step,
+        on_rollouts=run.on_rollouts,
+        save=lambda step, metrics, extra: run.save(actor, step, metrics, extra),
+        stop_requested=run.stop_requested,
+    )
+    if state is not None:
+        trainer.load_state_dict(state)
+    run.open(trainer.state.step)
+    try:
+        finished = trainer.fit()
+    finally:
+        run.close()
+    if not finished:
+        raise Preempted(f"stopped after step {trainer.state.step} of {loop.max_steps}, saved in {run.checkpoints}")
+    return trainer
+
+
+def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> RLKDActor:
+    """Run or resume supervised training on the task's demonstrations. Raises Preempted when stopped early (saved)."""
+    task, tokens = build.build_task(cfg)
+    loop = cfg.trainer.sft
+    run = RunDirectory(directory, cfg, ranks, tokens, total_steps=loop.max_steps, description=description)
+    actor = build.build_actor(
+        cfg, ranks, tokens, total_updates=loop.max_steps, gradient_clip_val=loop.gradient_clip_val
+    )
+    state = run.resume(actor)
+    if state is None and cfg.model.restore_from_path:
+        load_checkpoint(cfg.model.restore_from_path, actor, weights_only=True, tokenizer_pieces=tokens.pieces())
+    trainer = SFTTrainer(
+        actor=actor,
+        task=task,
+        tokenizer=tokens,
+        loop=loop,
+        data=cfg.data,
+        max_tokens=cfg.model.encoder_seq_length,
+        seed=cfg.data.shuffle_seed,
+        on_step=lambda step, metrics: run.on_step(step, {f"loss/{name}": value for name, value in metrics.items()}),
+        save=lambda step, metrics, extra: run.save(actor, step, metrics, extra),
+        stop_requested=run.stop_requested,
+    )
+    if state is not None:
+        trainer.step = int(state["step"])
+    run.open(trainer.step)
+    try:
+        finished = trainer.fit()
+    finally:
+        run.close()
+    if not finished:
+        raise Preempted(f"stopped after step {trainer.step} of {loop.max_steps}, saved in {run.checkpoints}")
+    return actor
+
+
+def evaluate_checkpoint(cfg: Config, ranks: Ranks, path: Path, directory: Path, **overrides: Any) -> Evaluation:
+    """mean@k of a checkpoint on the test split, `demo.test_problems` x `demo.test_samples`; a hole is an error."""
+    task, tokens = build.build_task(cfg)
+    settings = model_from_checkpoint(path, cfg.model)
+    model = build_model(settings, tokens.vocab_size, ranks, cfg.trainer.precision)
+    load_checkpoint(path, model, weights_only=True, tokenizer_pieces=tokens.pieces())
+    sampler = build.build_sampler(dataclasses.replace(cfg, model=settings), model, ranks, tokens)
+    sampler.refit(0)
+    return evaluate_sampler(cfg, sampler, build.build_scorer(cfg, task, directory), task, **overrides)
+
+
+def evaluate_sampler(cfg: Config, sampler, scorer, task, *, problems: int | None = None) -> Evaluation:
+    """The same for a sampler that already holds weights."""
+    return evaluate(
+        sampler,
+        scorer,
+        task.generate(
+            "test", 0, cfg.data.validation_difficulty or cfg.data.train_difficulty, problems or cfg.demo.test_problems
+        ),
+        samples=cfg.demo.test_samples,
+        temperature=cfg.validation.temperature,
+        max_new_tokens=cfg.validation.max_new_tokens or cfg.rollout.max_new_tokens,
+        seed=1,
+        refuse_failures=True,
+    )

@@ -1,0 +1,116 @@
+"""A run's directory: resolved config, metrics, audit, checkpoints, progress; written by the main rank only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from rlkd_nemo.config.load import to_yaml
+from rlkd_nemo.config.schema import Config
+from rlkd_nemo.engine.actor import RLKDActor
+from rlkd_nemo.engine.ranks import Ranks
+from rlkd_nemo.engine.state.checkpoint import latest, load_checkpoint, prune, save_checkpoint
+from rlkd_nemo.interfaces import Tokenizer
+from rlkd_nemo.lifecycle.signals import stop_requested
+from rlkd_nemo.log import set_step
+from rlkd_nemo.report.audit import RolloutAudit
+from rlkd_nemo.report.metrics import MetricsLog
+from rlkd_nemo.report.progress import Progress
+from rlkd_nemo.training.exchange import agree
+from rlkd_nemo.training.step import Experience
+
+log = logging.getLogger(__name__)
+
+
+class RunDirectory:
+    """Where one training job keeps everything, and how it comes back to it.
+
+    Args:
+        directory: the run's folder; an existing one is continued if `exp_manager.resume_if_exists`.
+        total_steps, description: for the progress line.
+        throughput: metric shown as tokens/s.
+    """
+
+    def __init__(
+        self, directory: Path, cfg: Config, ranks: Ranks, tokens: Tokenizer, *, total_steps: int, description: str
+    ) -> None:
+        self.path, self.cfg, self.ranks, self.tokens = directory, cfg, ranks, tokens
+        self.checkpoints = directory / "checkpoints"
+        self.total_steps, self.description = total_steps, description
+        self.metrics: MetricsLog | None = None
+        self.audit: RolloutAudit | None = None
+        self.progress: Progress | None = None
+        self._accuracy: float | None = None
+
+    def resume(self, actor: RLKDActor) -> dict[str, Any] | None:
+        """Load the newest checkpoint of this directory, if there is one and resuming is wanted; its extra state."""
+        newest = latest(self.checkpoints) if self.cfg.exp_manager.resume_if_exists else None
+        if newest is None:
+            return None
+        extra = load_checkpoint(newest, actor, tokenizer_pieces=self.tokens.pieces())
+        log.info("resumed from %s", newest)
+        return extra
+
+    def open(self, start_step: int) -> None:
+        """Start writing; steps after `start_step` that an earlier process logged will be replaced."""
+        if self.ranks.is_main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial = self.path / "config.yaml.tmp"
+            partial.write_text(to_yaml(self.cfg))
+            os.replace(partial, self.path / "config.yaml")
+            self.metrics = MetricsLog(self.path, self.cfg.exp_manager, start_step=start_step)
+            self.audit = RolloutAudit(self.path, self.cfg.exp_manager.audit_rollouts, start_step)
+            self.progress = Progress(self.total_steps, self.description, start=start_step)
+
+    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Log one step and move the progress line."""
+        set_step(step)
+        if "time/rollout_s" in metrics and "rollout/tokens" in metrics:
+            metrics["rollout/tokens_per_s"] = metrics["rollout/tokens"] / max(metrics["time/rollout_s"], 1e-9)
+        self._accuracy = metrics.get("validation/accuracy", self._accuracy)
+        if self.metrics is not None:
+            self.metrics.log(step, metrics)
+        if self.progress is not None:
+            shown = {
+                "reward": metrics.get("reward/total"),
+                "loss": metrics.get("loss") if "reward/total" not in metrics else None,
+                "accuracy": self._accuracy,
+                "tokens/s": metrics.get("rollout/tokens_per_s"),
+            }
+            self.progress.update(step, **{name: value for name, value in shown.items() if value is not None})
+
+    def on_rollouts(self, step: int, experience: Experience) -> None:
+        """Keep why each reward was given."""
+        if self.audit is not None:
+            self.audit.write(step, experience.rollouts, experience.scores, experience.advantages.tolist())
+
+    def save(self, actor: RLKDActor, step: int, metrics: Mapping[str, float], extra: Mapping[str, Any]) -> None:
+        """Checkpoint and keep the newest and the best."""
+        kept = self.cfg.exp_manager.checkpoint_callback_params
+        save_checkpoint(
+            self.checkpoints,
+            step,
+            actor,
+            extra=extra,
+            tokenizer_pieces=self.tokens.pieces(),
+            metric=metrics.get(kept.monitor),
+        )
+        if self.ranks.is_main:
+            prune(self.checkpoints, kept.save_last, kept.save_top_k, kept.mode)
+        if dist.get_world_size() > 1:
+            dist.barrier()
+
+    def stop_requested(self) -> bool:
+        """Has any rank been told to stop? The same answer on all."""
+        return agree(stop_requested(), self.ranks.device)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        for part in (self.progress, self.metrics):
+            if part is not None:
+                part.close()

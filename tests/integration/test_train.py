@@ -1,0 +1,89 @@
+"""Training as users start it: every objective and layout, and every way to stop and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.integration.conftest import read_metrics, run_example
+from tests.ranks import ROOT
+
+pytestmark = pytest.mark.ranks
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective=grpo"],
+        ["objective=kdrl", "objective.reference_kl=0.01"],
+        ["objective=opd"],
+        ["model.pipeline_model_parallel_size=2"],
+        ["model.tensor_model_parallel_size=1"],  # data parallel 2
+        ["rollout.tensor_model_parallel_size=2"],
+        ["rlkd.dynamic_sampling.enabled=true", "rlkd.overlong.mode=soft", "rlkd.epochs=2", "gsrm.alignment=monotone"],
+        ["trainer.precision=bf16", "gate.max_log_prob_gap=0.05"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_one_override_is_enough(start, tmp_path, overrides):
+    ended = run_example("train_rlkd", *start, *overrides, "trainer.rlkd.max_steps=2", f"exp_manager.exp_dir={tmp_path}")
+    assert ended.code == 0, ended.err
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert all(line["loss/grad_norm"] > 0 for line in lines[1:])
+
+
+def test_under_torchrun(start, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = run_example(
+        "train_rlkd", *start, "trainer.rlkd.max_steps=1", f"exp_manager.exp_dir={tmp_path}", launcher=launcher
+    )
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "checkpoints" / "step-000001" / "meta.json").exists()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    ended = run_example("train_rlkd", *start, *FIVE, f"exp_manager.exp_dir={directory}")
+    assert ended.code == 0, ended.err
+    return read_metrics(directory)
+
+
+FIVE = ["trainer.rlkd.max_steps=5", "trainer.rlkd.save_interval=2", "rlkd.updates_per_batch=2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+def test_interrupted_equals_uninterrupted_to_the_last_digit(start, uninterrupted, tmp_path, number):
+    command = [sys.executable, str(ROOT / "examples/train_rlkd.py"), *start, *FIVE, f"exp_manager.exp_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while not metrics.exists() or metrics.read_text().count("\n") < 4:  # steps 0, 1, 2 and 3 are logged, 2 is saved
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 3)
+    time.sleep(1)
+    left = subprocess.run(["pgrep", "-f", f"exp_dir={tmp_path}"], capture_output=True, text=True).stdout.split()
+    assert not left, "a rank outlived its launcher"
+
+    ended = run_example(*["train_rlkd", *start, *FIVE], f"exp_manager.exp_dir={tmp_path}")
+    assert ended.code == 0, ended.err
+    assert read_metrics(tmp_path) == uninterrupted
+
+
+def test_evaluate_a_checkpoint(demo, start, tmp_path):
+    checkpoint = demo / "teacher" / "checkpoints" / "step-000020"
+    ended = run_example(
+        "evaluate", *start, f"model.restore_from_path={checkpoint}", f"exp_manager.exp_dir={tmp_path}",
+        "demo.test_problems=5", "demo.test_samples=2", "model.tensor_model_parallel_size=1",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert 0 <= json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] <= 1
