@@ -40,6 +40,8 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
         gradient_clip_val=loop.gradient_clip_val,
     )
     state = run.resume(actor)
+    if state is None:
+        run.clear()
     if state is None and cfg.model.restore_from_path:
         load_checkpoint(cfg.model.restore_from_path, actor, weights_only=True, tokenizer_pieces=tokens.pieces())
     teacher, reference = build.build_teachers(cfg, ranks, tokens, cfg.model.restore_from_path)
@@ -79,6 +81,8 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
         cfg, ranks, tokens, total_updates=loop.max_steps, gradient_clip_val=loop.gradient_clip_val
     )
     state = run.resume(actor)
+    if state is None:
+        run.clear()
     if state is None and cfg.model.restore_from_path:
         load_checkpoint(cfg.model.restore_from_path, actor, weights_only=True, tokenizer_pieces=tokens.pieces())
     trainer = SFTTrainer(

@@ -15,6 +15,7 @@ from rlkd_nemo.engine.state.checkpoint import latest
 from rlkd_nemo.errors import GateError
 from rlkd_nemo.report.page import write_report
 from rlkd_nemo.report.summary import write_summary
+from rlkd_nemo.run_directory import changed_settings
 from rlkd_nemo.training.evaluate import Evaluation
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,9 @@ def run(cfg: Config) -> dict[str, Any]:
     rl = copy.deepcopy(cfg)
     rl.model.restore_from_path, rl.teacher.restore_from_path = str(student), str(teacher)
     ranks = build.build_ranks(rl)
+    # A finished demo, or one with other settings, is done again; an interrupted one goes on.
+    finished = (directory / "summary.json").exists()
+    rl.exp_manager.resume_if_exists &= not finished and not changed_settings(directory, rl)
     trainer = jobs.train_rl(rl, ranks)
     rl_seconds = time.perf_counter() - rl_started
     after = jobs.evaluate_sampler(rl, trainer.engine, trainer.scorer, trainer.task)
@@ -121,10 +125,6 @@ def _stage(
     cfg: Config, ranks: Ranks, stage: Stage, directory: Path, name: str, seed: int, *, start: Path | None
 ) -> Path:
     """One supervised stage; returns its checkpoint."""
-    done = latest(directory / "checkpoints")
-    if done is not None and done.name == f"step-{stage.steps:06d}":
-        log.info("%s is there already: %s", name, done)
-        return done
     sft = _flat(cfg)
     sft.model.seed = seed
     sft.model.optim = Optim(
@@ -137,6 +137,12 @@ def _stage(
     sft.trainer.sft.max_steps = sft.trainer.sft.save_interval = stage.steps
     sft.data.strategies, sft.data.noise, sft.data.num_paths = stage.strategies, stage.noise, stage.num_paths
     sft.data.shuffle_seed = seed
+    done = latest(directory / "checkpoints")
+    same = done is not None and not changed_settings(directory, sft)
+    if same and done.name == f"step-{stage.steps:06d}":
+        log.info("%s is there already: %s", name, done)
+        return done
+    sft.exp_manager.resume_if_exists = same
     seed_everything(seed)
     jobs.train_sft(sft, ranks, directory, description=f"{name} (supervised)")
     return latest(directory / "checkpoints")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 from rlkd_nemo.config.load import to_yaml
 from rlkd_nemo.config.schema import Config
+from rlkd_nemo.config.tree import flatten
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.engine.state.checkpoint import latest, load_checkpoint, prune, save_checkpoint
+from rlkd_nemo.errors import ConfigError
 from rlkd_nemo.interfaces import Tokenizer
 from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.log import set_step
@@ -50,11 +54,29 @@ class RunDirectory:
     def resume(self, actor: RLKDActor) -> dict[str, Any] | None:
         """Load the newest checkpoint of this directory, if there is one and resuming is wanted; its extra state."""
         newest = latest(self.checkpoints) if self.cfg.exp_manager.resume_if_exists else None
+        if dist.get_world_size() > 1:
+            dist.barrier()  # every rank has looked before the main rank removes anything
         if newest is None:
             return None
+        changed = changed_settings(self.path, self.cfg)
+        if changed:
+            raise ConfigError(
+                f"{self.path} holds a run with other settings ({'; '.join(changed[:6])}): going on would mix two runs. "
+                "Set exp_manager.exp_dir to another directory, or exp_manager.resume_if_exists=false to start anew there"
+            )
         extra = load_checkpoint(newest, actor, tokenizer_pieces=self.tokens.pieces())
         log.info("resumed from %s", newest)
         return extra
+
+    def clear(self) -> None:
+        """Remove what an earlier run left: checkpoints, metrics, audit."""
+        if self.ranks.is_main:
+            for name in ("checkpoints", "rollouts", "tensorboard"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in ("metrics.jsonl", "config.yaml", "summary.json", "report.html"):
+                (self.path / name).unlink(missing_ok=True)
+        if dist.get_world_size() > 1:
+            dist.barrier()
 
     def open(self, start_step: int) -> None:
         """Start writing; steps after `start_step` that an earlier process logged will be replaced."""
@@ -114,3 +136,25 @@ class RunDirectory:
         for part in (self.progress, self.metrics):
             if part is not None:
                 part.close()
+
+
+# Settings that a resumed run may change: they move neither the data nor the objective.
+_FREE = (
+    "name", "trainer.", "exp_manager.", "validation.", "gate.", "demo.", "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size", "model.micro_batch_size", "model.forward_micro_batch_size",
+    "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size", "rollout.tensor_model_parallel_size",
+)  # fmt: skip
+
+
+def changed_settings(directory: Path, cfg: Config) -> list[str]:
+    """Settings of the run saved in `directory` that `cfg` changes and a resume must not, as `key: was, now`."""
+    file = directory / "config.yaml"
+    if not file.is_file():
+        return []
+    was = {s.key: s.value for s in flatten(OmegaConf.to_container(OmegaConf.load(file)), "saved")}
+    now = {s.key: s.value for s in flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(cfg))), "now")}
+    return [
+        f"{key}: {was.get(key)}, now {now.get(key)}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not key.startswith(_FREE)
+    ]

@@ -115,14 +115,14 @@ class HuggingFaceTokenizer:
             self._pieces[index] = piece
         self.vocab_size = len(self._pieces)
         names = _special_names(directory / "tokenizer_config.json")
-        for key in ("eos_token", "pad_token"):
-            if names[key] is not None and names[key] not in vocabulary:
+        for key, name in names.items():
+            if name not in vocabulary:
                 raise InputError(
-                    f"{directory / 'tokenizer_config.json'}: {key}={names[key]!r} is no token of tokenizer.json; "
+                    f"{directory / 'tokenizer_config.json'}: {key}={name!r} is no token of tokenizer.json; "
                     "wanted two files of one model"
                 )
         self.eos_id = vocabulary[names["eos_token"]]
-        self.pad_id = self.eos_id if names["pad_token"] is None else vocabulary[names["pad_token"]]
+        self.pad_id = vocabulary[names.get("pad_token", names["eos_token"])]
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no special token added. Raises InputError on half a surrogate pair."""
@@ -159,7 +159,9 @@ def build(tokenizer_cfg: TokenizerConfig, task: Task) -> Tokenizer:
         return ByteTokenizer()
     if library == "huggingface":
         if not tokenizer_cfg.type:
-            raise ConfigError("model.tokenizer.type is not set; library=huggingface wants the tokenizer's directory there")
+            raise ConfigError(
+                "model.tokenizer.type is not set; library=huggingface wants the tokenizer's directory there"
+            )
         return HuggingFaceTokenizer(tokenizer_cfg.type)
     raise ConfigError(f"model.tokenizer.library={library!r} is unknown; wanted one of task, bytes, huggingface")
 
@@ -187,7 +189,8 @@ def require_compatible(student: Tokenizer, teacher: Tokenizer) -> None:
         )
 
 
-def _special_names(file: Path) -> dict[str, str | None]:
+def _special_names(file: Path) -> dict[str, str]:
+    """`eos_token` and, if there is one, `pad_token`."""
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
@@ -196,9 +199,11 @@ def _special_names(file: Path) -> dict[str, str | None]:
     for key in ("eos_token", "pad_token"):
         value = config.get(key) if isinstance(config, dict) else None
         # Saved either as text or as an added token with its flags.
-        names[key] = value.get("content") if isinstance(value, dict) else value
-    if not isinstance(names["eos_token"], str):
-        raise InputError(f"{file}: eos_token={names['eos_token']!r}; wanted the text of the end-of-text token")
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            names[key] = value
+    if "eos_token" not in names:
+        raise InputError(f"{file} names no eos_token; wanted the text of the end-of-text token there")
     return names
 
 

@@ -229,7 +229,7 @@ class Gate:
 class Stage:
     """One supervised stage of the quickstart: its length, learning rate and demonstrations."""
 
-    steps: int = 1500
+    steps: int = 800
     lr: float = 3e-3
     schedule: str = "constant"
     strategies: list[str] = field(default_factory=lambda: ["post", "random"])
@@ -245,7 +245,7 @@ class Demo:
     """
 
     base: Stage = field(default_factory=Stage)
-    teacher: Stage = field(default_factory=lambda: Stage(steps=600, lr=2e-3, schedule="linear", strategies=["post"]))
+    teacher: Stage = field(default_factory=lambda: Stage(steps=400, lr=2e-3, schedule="linear", strategies=["post"]))
     student: Stage = field(
         default_factory=lambda: Stage(steps=100, lr=1e-3, strategies=["right", "random"], noise=0.35, num_paths=400)
     )

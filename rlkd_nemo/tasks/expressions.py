@@ -106,23 +106,33 @@ class Expressions:
             raise ConfigError(f"split {split!r} does not exist; wanted one of {', '.join(SPLITS)}")
         sizes = _sizes(difficulty)
         if split == "train":
-            found = [self._draw(_generator("train", seed, difficulty, i), split, sizes, None) for i in range(start, start + n)]
-            if None in found:
-                raise InputError(f"difficulty {difficulty} has no train problem at task.modulus={self.modulus}; raise one")
-        else:
-            key = (split, seed, difficulty)
-            stream = self._streams.setdefault(key, _Stream(_generator(*key)))
-            while len(stream.trees) < start + n:
-                tree = self._draw(stream.rng, split, sizes, stream.seen)
+            found = []
+            for index in range(start, start + n):
+                tree = self._draw(_generator("train", seed, difficulty, index), split, sizes, None)
                 if tree is None:
                     raise InputError(
-                        f"the {split} split has only {len(stream.trees)} distinct problems of difficulty {difficulty} at "
-                        f"task.modulus={self.modulus}, {start + n} were asked for; ask for fewer "
-                        "(validation.num_problems, demo.test_problems) or raise data.validation_difficulty"
+                        f"data.train_difficulty={difficulty} has no train problem at task.modulus={self.modulus}; "
+                        "raise one of them"
                     )
-                stream.trees.append(tree)
-            found = stream.trees[start : start + n]
-        return [(tree, _size(tree)) for tree in found if tree is not None]
+                found.append(tree)
+        else:
+            found = self._held_out(split, seed, difficulty, start + n)[start:]
+        return [(tree, _size(tree)) for tree in found]
+
+    def _held_out(self, split: str, seed: int, difficulty: str, number: int) -> list[Node]:
+        """The first `number` distinct problems of a stream."""
+        key = (split, seed, difficulty)
+        stream = self._streams.setdefault(key, _Stream(_generator(*key)))
+        while len(stream.trees) < number:
+            tree = self._draw(stream.rng, split, _sizes(difficulty), stream.seen)
+            if tree is None:
+                raise InputError(
+                    f"the {split} split has only {len(stream.trees)} distinct problems of difficulty {difficulty} at "
+                    f"task.modulus={self.modulus}, {number} were asked for; ask for fewer (validation.num_problems, "
+                    "demo.test_problems) or raise data.validation_difficulty"
+                )
+            stream.trees.append(tree)
+        return stream.trees[:number]
 
     def _draw(self, rng: random.Random, split: str, sizes: Sequence[int], seen: set[str] | None) -> Node | None:
         """The next tree of `split` that is not in `seen`, which it joins; None after MISSES candidates in vain."""

@@ -114,7 +114,9 @@ def read(settings: PromptsTask) -> list[Problem]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as err:
-        raise InputError(f"task.path={settings.path!r} cannot be read ({err.strerror}); wanted a file of JSON lines") from err
+        raise InputError(
+            f"task.path={settings.path!r} cannot be read ({err.strerror}); wanted a file of JSON lines"
+        ) from err
     problems, bad = [], []
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -147,7 +149,8 @@ def _problem(line: bytes, settings: PromptsTask) -> tuple[list[str], Problem | N
     single, plural = settings.teacher_path_key, f"{settings.teacher_path_key}s"
     if row.get(single) is not None and row.get(plural) is not None:
         return [f"both {single!r} and {plural!r}; wanted one of them"], None
-    question, answer = row.get(settings.problem_key), row.get(settings.answer_key)
+    question: Any = row.get(settings.problem_key)
+    answer: Any = row.get(settings.answer_key)
     paths = row.get(single) if row.get(single) is not None else row.get(plural)
     paths = [] if paths is None else [paths] if isinstance(paths, str) else paths
     reasons = list(_reasons(question, answer, paths, settings))

@@ -11,7 +11,7 @@ from rlkd_nemo.engine.generate.decode import Decoder
 from rlkd_nemo.engine.generate.sampling import draw
 
 # Finished rows leave when they are at least this share of those still computed (benchmarks/rollout.py).
-_LEAVE_FRACTION = 1 / 16
+_LEAVE_FRACTION = 1 / 8
 # Steps between looks at who has finished: a look makes the host wait for a GPU, and costs nothing on CPU.
 _LOOK_EVERY = {"cpu": 1, "cuda": 8}
 

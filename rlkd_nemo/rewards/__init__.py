@@ -1,0 +1,1 @@
+"""Reward components of a rollout, and their weighted sum."""
