@@ -30,9 +30,12 @@ def run(cfg: Config) -> dict[str, Any]:
     started = time.perf_counter()
     directory = Path(cfg.exp_manager.exp_dir)
     ranks = build.build_ranks(cfg, tensor=1, pipeline=1)
-    base, teacher, teacher_evaluation, seeds = _teacher(cfg, ranks, directory)
+    fresh: set[Path | None] = set()
+    base, teacher, teacher_evaluation, seeds = _teacher(cfg, ranks, directory, fresh)
     forked = {"base": base, "teacher": teacher}[cfg.demo.student_from]
-    student = _stage(cfg, ranks, cfg.demo.student, directory / "student", "student", cfg.model.seed, start=forked)
+    student = _stage(
+        cfg, ranks, cfg.demo.student, directory / "student", "student", cfg.model.seed, start=forked, fresh=fresh
+    )
     before = jobs.evaluate_checkpoint(_flat(cfg), ranks, student, directory)
 
     rl_started = time.perf_counter()
@@ -67,6 +70,7 @@ def run(cfg: Config) -> dict[str, Any]:
         "objective": trainer.objective_name,
         "seed": cfg.model.seed,
         "teacher_seeds_tried": seeds,
+        "stages_made": sorted(path.parent.parent.name for path in fresh if path is not None),
         "test_problems": cfg.demo.test_problems,
         "test_samples": cfg.demo.test_samples,
     }
@@ -87,7 +91,9 @@ def run(cfg: Config) -> dict[str, Any]:
     return summary
 
 
-def _teacher(cfg: Config, ranks: Ranks, directory: Path) -> tuple[Path, Path, Evaluation, list[int]]:
+def _teacher(
+    cfg: Config, ranks: Ranks, directory: Path, fresh: set[Path | None]
+) -> tuple[Path, Path, Evaluation, list[int]]:
     """Base and teacher; both anew from a derived seed while the teacher is too weak, within the limit."""
     demo = cfg.demo
     seeds: list[int] = []
@@ -95,8 +101,10 @@ def _teacher(cfg: Config, ranks: Ranks, directory: Path) -> tuple[Path, Path, Ev
         seed = cfg.model.seed + 1000 * attempt
         seeds.append(seed)
         suffix = f"-{attempt}" if attempt else ""
-        base = _stage(cfg, ranks, demo.base, directory / f"base{suffix}", "base", seed, start=None)
-        teacher = _stage(cfg, ranks, demo.teacher, directory / f"teacher{suffix}", "teacher", seed, start=base)
+        base = _stage(cfg, ranks, demo.base, directory / f"base{suffix}", "base", seed, start=None, fresh=fresh)
+        teacher = _stage(
+            cfg, ranks, demo.teacher, directory / f"teacher{suffix}", "teacher", seed, start=base, fresh=fresh
+        )
         evaluation = jobs.evaluate_checkpoint(_flat(cfg), ranks, teacher, directory)
         log.info("teacher of seed %d: accuracy %.3f", seed, evaluation.accuracy)
         if evaluation.accuracy >= demo.min_teacher_accuracy:
@@ -121,10 +129,24 @@ def _flat(cfg: Config) -> Config:
     return flat
 
 
+# What a supervised stage reads. Not where its start weights stand: runs may share stages through links.
+_READ = ("model.num", "model.hidden", "model.ffn", "model.kv", "model.enc", "model.rot", "model.layer", "model.init",
+         "model.share", "model.make", "model.seed", "model.optim.", "model.tokenizer.", "data.", "task.", "trainer.precision",
+         "trainer.sft.")  # fmt: skip
+
+
 def _stage(
-    cfg: Config, ranks: Ranks, stage: Stage, directory: Path, name: str, seed: int, *, start: Path | None
+    cfg: Config,
+    ranks: Ranks,
+    stage: Stage,
+    directory: Path,
+    name: str,
+    seed: int,
+    *,
+    start: Path | None,
+    fresh: set[Path | None],
 ) -> Path:
-    """One supervised stage; returns its checkpoint."""
+    """One supervised stage; returns its checkpoint and notes in `fresh` if this process made it."""
     sft = _flat(cfg)
     sft.model.seed = seed
     sft.model.optim = Optim(
@@ -138,11 +160,14 @@ def _stage(
     sft.data.strategies, sft.data.noise, sft.data.num_paths = stage.strategies, stage.noise, stage.num_paths
     sft.data.shuffle_seed = seed
     done = latest(directory / "checkpoints")
-    same = done is not None and not changed_settings(directory, sft)
+    # A stage is used again if nothing that it reads has changed, and what it starts from was used again as well.
+    same = done is not None and start not in fresh and not changed_settings(directory, sft, _READ)
     if same and done.name == f"step-{stage.steps:06d}":
         log.info("%s is there already: %s", name, done)
         return done
     sft.exp_manager.resume_if_exists = same
     seed_everything(seed)
     jobs.train_sft(sft, ranks, directory, description=f"{name} (supervised)")
-    return latest(directory / "checkpoints")
+    made = latest(directory / "checkpoints")
+    fresh.add(made)
+    return made

@@ -146,8 +146,11 @@ _FREE = (
 )  # fmt: skip
 
 
-def changed_settings(directory: Path, cfg: Config) -> list[str]:
-    """Settings of the run saved in `directory` that `cfg` changes and a resume must not, as `key: was, now`."""
+def changed_settings(directory: Path, cfg: Config, watched: tuple[str, ...] | None = None) -> list[str]:
+    """Settings of the run saved in `directory` that `cfg` changes, as `key: was, now`.
+
+    Args: watched: beginnings of the keys to compare; None: all that a resume must not change.
+    """
     file = directory / "config.yaml"
     if not file.is_file():
         return []
@@ -156,5 +159,5 @@ def changed_settings(directory: Path, cfg: Config) -> list[str]:
     return [
         f"{key}: {was.get(key)}, now {now.get(key)}"
         for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not key.startswith(_FREE)
+        if was.get(key) != now.get(key) and (key.startswith(watched) if watched else not key.startswith(_FREE))
     ]

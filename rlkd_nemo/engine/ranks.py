@@ -28,6 +28,7 @@ _FACTORIES = (
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
 )  # fmt: skip
 
+
 class _Idle:
     """Stand-in for CUDA streams and events on CPU; a class, since libraries use the names in annotations."""
 

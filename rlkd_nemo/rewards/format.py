@@ -17,7 +17,7 @@ _FORM = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>[ \t]*$", re.DO
 
 def form(rollout: Rollout) -> Component:
     """1 if thinking and answer are there, in order, from the start on; else 0, and 0 for a response that was cut off."""
-    return Component(float( _FORM.match(_judged(rollout)) is not None))
+    return Component(float(not rollout.truncated and _FORM.match(_judged(rollout)) is not None))
 
 
 def tags(rollout: Rollout) -> Component:

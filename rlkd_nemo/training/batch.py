@@ -141,7 +141,8 @@ def collate(batch: SequenceBatch, rows: Sequence[int], pad_id: int) -> MicroBatc
     width = max(len(r) for r in responses)
     tokens = torch.full((len(rows), seq), pad_id, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    targets, positions = [], []
+    targets: list[int] = []
+    positions: list[int] = []
     for b, (prompt, response) in enumerate(zip(prompts, responses)):
         end = len(prompt) + len(response)
         tokens[b, :end] = torch.tensor(prompt + response)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-import torch
-
 from rlkd_nemo.config.objectives import PolicyObjective
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.interfaces import RolloutEngine, Scorer, Task, Teacher
@@ -17,7 +15,7 @@ from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.training import step as steps
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
 from rlkd_nemo.training.exchange import map_shared
-from rlkd_nemo.training.gate import sampler_gate, teacher_gate
+from rlkd_nemo.training.gate import log_prob_gap, sampler_gate, teacher_gate
 from rlkd_nemo.types import Problem, Rollout, Score
 
 log = logging.getLogger(__name__)
@@ -177,11 +175,9 @@ class RLKDTrainer:
 
     def gate(self, experience: steps.Experience) -> dict[str, float]:
         """Sampler against trainer; a refusal on the first batch of a process, a logged number afterwards."""
+        assert experience.old_log_probs is not None  # teach comes first
         if self._gated:
-            gaps = torch.cat(
-                [(torch.tensor(r.log_probs) - lp).abs() for r, lp in zip(experience.rollouts, experience.old_log_probs)]
-            )
-            return {"rollout/log_prob_gap_mean": float(gaps.mean()), "rollout/log_prob_gap_max": float(gaps.max())}
+            return log_prob_gap(experience.rollouts, experience.old_log_probs)
         self._gated = True
         return sampler_gate(experience.rollouts, experience.old_log_probs, self.cfg.gate)
 

@@ -36,6 +36,16 @@ def teacher_gate(name: str, settings: PolicyObjective, gate: Gate) -> float | No
     return influence
 
 
+def log_prob_gap(rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.Tensor]) -> dict[str, float]:
+    """`rollout/log_prob_gap_mean` and `..._max`: |sampler - trainer| over all response tokens, nats."""
+    flat = torch.cat(_gaps(rollouts, trainer_log_probs))
+    return {"rollout/log_prob_gap_mean": float(flat.mean()), "rollout/log_prob_gap_max": float(flat.max())}
+
+
+def _gaps(rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [(torch.tensor(r.log_probs) - lp).abs() for r, lp in zip(rollouts, trainer_log_probs)]
+
+
 def sampler_gate(
     rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.Tensor], gate: Gate
 ) -> dict[str, float]:
@@ -46,10 +56,10 @@ def sampler_gate(
     Returns: `rollout/log_prob_gap_mean` and `..._max`, nats, absolute, over all response tokens.
     Raises: GateError naming the worst token.
     """
-    gaps = [(torch.tensor(r.log_probs) - lp).abs() for r, lp in zip(rollouts, trainer_log_probs)]
-    flat = torch.cat(gaps)
-    mean, largest = float(flat.mean()), float(flat.max())
+    metrics = log_prob_gap(rollouts, trainer_log_probs)
+    mean, largest = metrics["rollout/log_prob_gap_mean"], metrics["rollout/log_prob_gap_max"]
     if not mean <= gate.max_log_prob_gap:
+        gaps = _gaps(rollouts, trainer_log_probs)
         worst = max(range(len(gaps)), key=lambda i: float(gaps[i].max()))
         token = int(gaps[worst].argmax())
         raise GateError(
@@ -59,4 +69,4 @@ def sampler_gate(
             f"trainer {float(trainer_log_probs[worst][token]):.4f}. "
             "Weights, temperature or tokenizer differ between the two"
         )
-    return {"rollout/log_prob_gap_mean": mean, "rollout/log_prob_gap_max": largest}
+    return metrics

@@ -87,7 +87,7 @@ class SFTTrainer:
     def _batch(self, step: int) -> SequenceBatch:
         size = self.data.global_batch_size
         start = step * size
-        indices = range(start, start + size)
+        indices = list(range(start, start + size))
         if self.data.num_paths is not None:
             # A fixed set, walked over and over.
             indices = [index % self.data.num_paths for index in indices]

@@ -174,7 +174,8 @@ def reward_metrics(experience: Experience, weights: Mapping[str, float]) -> dict
     out: dict[str, float] = {}
     scores, rollouts = experience.scores, experience.rollouts
     for name in sorted({name for score in scores for name in score.components}):
-        values = [s.components[name].value for s in scores if s.components[name].value is not None]
+        parts = [s.components[name] for s in scores if name in s.components]
+        values = [part.value for part in parts if part.value is not None]
         if values:
             out[f"reward/{name}"] = sum(values) / len(values)
         out[f"reward/{name}_count"] = float(len(values))

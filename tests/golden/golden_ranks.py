@@ -9,6 +9,8 @@ Usage: golden_ranks.py OUT.json
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 from rlkd_nemo import build
 from rlkd_nemo.config.load import load
@@ -69,7 +71,7 @@ def main(out):
         task=task,
         actor=actor,
         engine=RecordedSampler(task, tokens, actor),
-        scorer=build.build_scorer(cfg, task, out.parent),
+        scorer=build.build_scorer(cfg, task, Path(tempfile.mkdtemp())),
         teacher=FrozenModel(teacher, ranks, temperature=1.0, pad_id=tokens.pad_id),
         reference=None,
         on_step=lambda step, m: curve.append(
@@ -84,6 +86,4 @@ def main(out):
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
     main(Path(sys.argv[1]))

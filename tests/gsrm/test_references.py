@@ -90,6 +90,16 @@ def test_a_failure_is_not_stored(tmp_path, stored):
     assert stored() == [] and len(store.steps("p", "a", words)) == 1
 
 
+def test_a_write_that_dies_half_way_leaves_nothing(tmp_path, stored, monkeypatch):
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlkd_nemo.gsrm.references.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ReferenceStore(tmp_path).steps("p", "a", Counting())
+    assert stored() == [] and not list(tmp_path.rglob("*.tmp"))
+
+
 def test_a_tree_is_merged_once(tmp_path, judge, letters):
     references = [letters("a b"), letters("a c")]
     assert ReferenceStore(tmp_path).tree("p", references, judge) == [[0, 1], [0, 2]]

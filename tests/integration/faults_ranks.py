@@ -36,7 +36,8 @@ class FailsOneGroup:
 
 def trainer(directory, start, teacher, ranks, *overrides, scorer=lambda s: s):
     cfg = load("rlkd_demo", [*SMALL, *overrides, f"model.restore_from_path={start}", f"exp_manager.exp_dir={directory}",
-                             f"teacher.restore_from_path={teacher}", "trainer.rlkd.max_steps=3", "trainer.rlkd.save_interval=1",
+                             f"teacher.restore_from_path={teacher}", "trainer.rlkd.max_steps=3",
+                             "trainer.rlkd.save_interval=1",
                              "trainer.rlkd.val_check_interval=0", "model.micro_batch_size=4", "rlkd.updates_per_batch=1"])  # fmt: skip
     task, tokens = build.build_task(cfg)
     actor = build.build_actor(cfg, ranks, tokens, total_updates=3, gradient_clip_val=1.0)
@@ -95,7 +96,9 @@ def main(directory, start, teacher):
     non_finite("loss", directory / "loss", start, teacher, ranks)
     non_finite("gradient", directory / "gradient", start, teacher, ranks)
 
-    made, _, run = trainer(directory / "allowed", start, teacher, ranks, "rlkd.max_failed_fraction=0.5", scorer=FailsOneGroup)
+    made, _, run = trainer(
+        directory / "allowed", start, teacher, ranks, "rlkd.max_failed_fraction=0.5", scorer=FailsOneGroup
+    )
     made.fit()
     run.close()
     if ranks.is_main:

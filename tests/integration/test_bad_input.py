@@ -27,9 +27,7 @@ def test_checkpoint_of_another_shape_names_each_difference(start, tmp_path):
 
 def test_teacher_and_student_of_different_vocabularies(demo, start, tmp_path):
     # modulus 7 adds digits to the student's vocabulary; the student starts at random, the teacher has the old one
-    said = refused(
-        *start, "task.modulus=7", "model.restore_from_path=null", f"exp_manager.exp_dir={tmp_path}"
-    )
+    said = refused(*start, "task.modulus=7", "model.restore_from_path=null", f"exp_manager.exp_dir={tmp_path}")
     assert "vocabulary" in said
 
 

@@ -87,3 +87,32 @@ def test_evaluate_a_checkpoint(demo, start, tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert 0 <= json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] <= 1
+
+
+def test_a_prompt_file_of_ones_own(tmp_path):
+    rows = [
+        {
+            "problem": f"{a} + {b} =",
+            "answer": str(a + b),
+            "teacher_path": f"<think>[Meta-reasoning 1]: add them [Sub-problem 1]: {a} + {b} [Answer 1]: {a + b}</think>"
+            f"<answer>{a + b}</answer>",
+        }
+        for a in range(8)
+        for b in range(8)
+    ]
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [
+        "task=prompts", f"task.path={file}", "model.tokenizer.library=bytes", "model.encoder_seq_length=256",
+        "model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=48",
+    ]  # fmt: skip
+    made = tmp_path / "sft"
+    ended = run_example("train_sft", *own, "trainer.sft.max_steps=3", f"exp_manager.exp_dir={made}")
+    assert ended.code == 0, ended.err
+    ended = run_example(
+        "train_rlkd", *own, "objective=grpo", f"model.restore_from_path={made}/checkpoints/step-000003",
+        f"exp_manager.exp_dir={tmp_path}/rl", "trainer.rlkd.max_steps=1", "rlkd.num_prompts=2", "rlkd.group_size=2",
+        "rollout.max_new_tokens=32", "validation.num_problems=2", "validation.samples=1",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert read_metrics(tmp_path / "rl")[-1]["reward/structure_count"] == 4

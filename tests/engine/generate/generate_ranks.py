@@ -161,7 +161,9 @@ def main(tp, pp, path):
     assert generate(engine, []) == []
 
     too_long = Problem("p-long", LETTERS, "")
-    refused(InputError, ["p-long", "26", "24", "40", "max_new_tokens", "encoder_seq_length"], generate, engine, [too_long])
+    refused(
+        InputError, ["p-long", "26", "24", "40", "max_new_tokens", "encoder_seq_length"], generate, engine, [too_long]
+    )
     refused(InputError, ["p-empty", "no tokens"], generate, engine, [Problem("p-empty", "", "")])
     refused(InputError, ["group_size=0"], generate, engine, group=0)
     refused(InputError, ["temperature=-1"], generate, engine, temperature=-1)
@@ -210,7 +212,9 @@ def variants(tp, pp, ranks):
         single = settings(tp, pp)
         single.num_query_groups = 1
         model = build_model(single, VOCAB, ranks)
-        refused(ConfigError, ["num_query_groups=1"], EmbeddedRollout, model, ranks, Letters(), tensor_model_parallel_size=tp)
+        refused(
+            ConfigError, ["num_query_groups=1"], EmbeddedRollout, model, ranks, Letters(), tensor_model_parallel_size=tp
+        )
         engine = EmbeddedRollout(model, ranks, Letters())
         engine.refit(0)
         check(model, ranks, generate(engine, PROBLEMS[:3]), 0.8)

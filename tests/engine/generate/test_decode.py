@@ -39,7 +39,16 @@ def model(qk_norm):
         for layer in plain
     ]  # fmt: skip
     weights = DecoderWeights(
-        ends["embedding"], layers, ends["final_norm"], ends["output"].T.contiguous(), HEADS, GROUPS, DIM, 1e-5, 100.0, VOCAB
+        ends["embedding"],
+        layers,
+        ends["final_norm"],
+        ends["output"].T.contiguous(),
+        HEADS,
+        GROUPS,
+        DIM,
+        1e-5,
+        100.0,
+        VOCAB,
     )
     return plain, ends, Decoder(weights, 64)
 
@@ -86,9 +95,7 @@ def numbers(rows):
 
 
 def sample(decoder, temperature=1.0, limits=(20,) * 8):
-    return decode_batch(
-        decoder, PROMPTS, GROUPS_OF, numbers(range(8)), limits, temperature=temperature, eos_id=EOS
-    )
+    return decode_batch(decoder, PROMPTS, GROUPS_OF, numbers(range(8)), limits, temperature=temperature, eos_id=EOS)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
