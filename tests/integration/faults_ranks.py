@@ -35,10 +35,14 @@ class FailsOneGroup:
 
 
 def trainer(directory, start, teacher, ranks, *overrides, scorer=lambda s: s):
-    cfg = load("rlkd_demo", [*SMALL, *overrides, f"model.restore_from_path={start}", f"exp_manager.exp_dir={directory}",
-                             f"teacher.restore_from_path={teacher}", "trainer.rlkd.max_steps=3",
-                             "trainer.rlkd.save_interval=1",
-                             "trainer.rlkd.val_check_interval=0", "model.micro_batch_size=4", "rlkd.updates_per_batch=1"])  # fmt: skip
+    cfg = load(
+        "rlkd_demo",
+        [
+            *SMALL, *overrides, f"model.restore_from_path={start}", f"teacher.restore_from_path={teacher}",
+            f"exp_manager.exp_dir={directory}", "trainer.rlkd.max_steps=3", "trainer.rlkd.save_interval=1",
+            "trainer.rlkd.val_check_interval=0", "model.micro_batch_size=4", "rlkd.updates_per_batch=1",
+        ],
+    )  # fmt: skip
     task, tokens = build.build_task(cfg)
     actor = build.build_actor(cfg, ranks, tokens, total_updates=3, gradient_clip_val=1.0)
     load_checkpoint(start, actor, weights_only=True)

@@ -52,7 +52,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tup
 def _invert(log_probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     # In float32 the sum over a large vocabulary loses its rare tokens: the tail of 128 k terms is below its rounding.
     cdf = log_probs.double().exp_().cumsum(-1)
-    total = cdf[:, -1]
-    # Strictly below the total, so that the first column above the target is one with probability.
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target[:, None], right=True).squeeze(1)
+    # A number is at most 1 - 2^-53, so the product stays below the total even rounded, and the first column above it is
+    # one with probability.
+    target = uniform[:, None] * cdf[:, -1:]
+    return torch.searchsorted(cdf, target, right=True).squeeze(1)

@@ -37,6 +37,9 @@ def test_no_column_without_probability_is_drawn_at_the_edge():
     assert draw(logits, torch.tensor([1 - 2**-53], dtype=torch.float64), 1.0)[0].item() == 1
     logits = torch.tensor([[-math.inf, 0.0, 0.0]])
     assert draw(logits, torch.tensor([0.0], dtype=torch.float64), 1.0)[0].item() == 1
+    # The largest number there is, over many totals that are not exactly 1.
+    logits = torch.cat([torch.randn(2000, 4), torch.full((2000, 1), -math.inf)], dim=1)
+    assert draw(logits, torch.full((2000,), 1 - 2**-53, dtype=torch.float64), 1.0)[0].max() == 3
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
@@ -61,13 +64,14 @@ def test_greedy_takes_the_likeliest_and_reports_it_at_temperature_one():
 
 
 def test_rare_tokens_of_a_large_vocabulary_keep_their_share(monkeypatch):
-    # One token of probability 0.9, then 100 k that share 0.1: each is 1e-6, below float32's rounding at 0.9 after
-    # thousands of additions. The number 0.9 + 0.1 * 0.7 must land at 70 % of the tail.
+    # One token of probability 0.999, then 100 k of 1e-8 each, a sixth of float32's spacing below 1: summed in float32
+    # only every sixth could be drawn.
     tail = 100_000
-    logits = torch.cat([torch.tensor([0.9]), torch.full((tail,), 0.1 / tail)]).log()[None]
-    number = torch.tensor([0.9 + 0.1 * 0.7], dtype=torch.float64)
-    token = draw(logits.clone(), number, 1.0)[0].item()
-    assert abs(token - 0.7 * tail) < 5e-4 * tail  # softmax itself is float32
+    logits = torch.cat([torch.tensor([0.999]), torch.full((tail,), 1e-8)]).log()[None]
+    number = 0.9995 + 1e-8 * torch.arange(200, dtype=torch.float64)
+    tokens = draw(logits.repeat(200, 1), number, 1.0)[0]
+    assert abs(tokens[0].item() - 0.5 * tail) < 100  # the softmax itself is float32
+    assert tokens.diff().min() >= 0 and len(tokens.unique()) >= 198
     # In pieces of one row the tokens are the same.
     monkeypatch.setattr(sampling, "_CHUNK_ELEMENTS", 1)
-    assert draw(logits.repeat(3, 1), number.repeat(3), 1.0)[0].tolist() == [token] * 3
+    assert torch.equal(draw(logits.repeat(200, 1), number, 1.0)[0], tokens)
