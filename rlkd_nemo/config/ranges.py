@@ -66,7 +66,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
 }
 NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "trainer.rlkd": ("val_check_interval", "save_interval", "gradient_clip_val"),
-    "trainer.sft": ("val_check_interval", "save_interval", "gradient_clip_val"),
+    "trainer.sft": ("save_interval", "gradient_clip_val"),
     "exp_manager.checkpoint_callback_params": ("save_last", "save_top_k"),
     "model": ("seed",),
     "model.optim": ("weight_decay",),

@@ -11,13 +11,21 @@ from typing import Any
 
 
 @dataclass
-class Loop:
-    """`trainer.rlkd` and `trainer.sft`: how long, how often."""
+class SFTLoop:
+    """`trainer.sft`: how long, how often."""
+
+    max_steps: int = 1000
+    save_interval: int = 1000  # checkpoint after every k steps and after the last; 0: only after the last
+    gradient_clip_val: float = 1.0  # global L2 norm; 0: no clipping (RLKD's release uses 0.2)
+
+
+@dataclass
+class Loop(SFTLoop):
+    """`trainer.rlkd`: the same, with validation."""
 
     max_steps: int = 30
-    val_check_interval: int = 10  # validate after every k steps and after the last; 0: never
-    save_interval: int = 10  # checkpoint after every k steps and after the last
-    gradient_clip_val: float = 1.0  # global L2 norm; 0: no clipping (RLKD's release uses 0.2)
+    save_interval: int = 10
+    val_check_interval: int = 10  # validate before the first step, after every k and after the last; 0: never
 
 
 @dataclass
@@ -30,7 +38,7 @@ class Trainer:
     precision: str = "32"  # 32 or bf16 (fp32 master weights, fp32 log-probs)
     watchdog_s: float = 600.0  # longest silence of a collective before the job ends with stacks
     rlkd: Loop = field(default_factory=Loop)
-    sft: Loop = field(default_factory=lambda: Loop(max_steps=1000, val_check_interval=0, save_interval=1000))
+    sft: SFTLoop = field(default_factory=SFTLoop)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rlkd_nemo.config.schema import Data, Loop
+from rlkd_nemo.config.schema import Data, SFTLoop
 from rlkd_nemo.errors import InputError
 from rlkd_nemo.interfaces import Task, Tokenizer
 from rlkd_nemo.losses.batch import TokenLoss
@@ -55,7 +55,7 @@ class SFTTrainer:
         actor,
         task: Task,
         tokenizer: Tokenizer,
-        loop: Loop,
+        loop: SFTLoop,
         data: Data,
         max_tokens: int,
         seed: int,
