@@ -18,7 +18,7 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv demo test test-quick lint format clean
+.PHONY: help venv demo test test-quick lint format bench-objectives bench-rollout clean
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-quick                     no real ranks, no browser: under a minute'
 	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
 	@echo 'make format                         ruff format, fixable findings'
+	@echo 'make bench-objectives | bench-rollout  the figures of the README, measured anew'
 	@echo 'make clean                          remove .venv and caches, keep results/'
 
 venv: $(STAMP)
@@ -61,6 +62,12 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-objectives: $(STAMP)
+	$(BIN)/python benchmarks/objectives.py $(ARGS)
+
+bench-rollout: $(STAMP)
+	$(BIN)/python benchmarks/rollout.py --out benchmarks/results/rollout.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
