@@ -63,10 +63,12 @@ def _shown(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
 def side_by_side(row: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the two-column table: student step, teacher step and how they stand to each other.
 
-    `state` is `same` before the parting, `parts` at it, `after` behind it, and `` when steps were not compared.
+    `state` is `same` before the parting (`half` where the step got part of its credit only, because question or answer
+    disagree), `parts` at it, `after` behind it, and `` when steps were not compared.
     """
     student, teacher = row.get("student_steps") or [], row.get("teacher_steps") or []
     parts_at = row.get("parts_at")
+    credits = ((row.get("components") or {}).get("structure") or {}).get("detail", {}).get("weights") or []
     compared = bool(teacher) and (parts_at is not None or bool(student))
     pairs = []
     for index, (mine, theirs) in enumerate(zip_longest(student, teacher)):
@@ -76,6 +78,8 @@ def side_by_side(row: Mapping[str, Any]) -> dict[str, Any]:
             state = "same" if theirs is not None else "after"
         else:
             state = "same" if index < parts_at else "parts" if index == parts_at else "after"
+        if state == "same" and index < len(credits) and credits[index] < 1:
+            state = "half"
         pairs.append({"number": index + 1, "student": _step(mine), "teacher": _step(theirs), "state": state})
     return {"pairs": pairs[:MAX_ROWS], "more_pairs": max(0, len(pairs) - MAX_ROWS)}
 

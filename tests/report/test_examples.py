@@ -54,3 +54,12 @@ def test_rows_are_same_until_the_parting():
     assert states(steps[:1], [], None) == [""]
     assert states([], [], None) == []
     assert states([], steps[:2], None) == ["", ""]
+
+
+def test_a_step_with_half_its_credit_says_so():
+    steps = [{"meta": "a", "question": "1+1", "answer": "2"}] * 2
+    row = {
+        "student_steps": steps, "teacher_steps": steps, "parts_at": None,
+        "components": {"structure": {"value": 0.75, "failure": None, "detail": {"weights": [1.0, 0.5]}}},
+    }  # fmt: skip
+    assert [pair["state"] for pair in side_by_side(row)["pairs"]] == ["same", "half"]
