@@ -18,6 +18,7 @@ from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.engine.state.checkpoint import load_checkpoint
 from rlkd_nemo.engine.state.meta import model_from_checkpoint
 from rlkd_nemo.errors import Preempted
+from rlkd_nemo.report.metrics import read as read_metrics
 from rlkd_nemo.run_directory import RunDirectory
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
 from rlkd_nemo.training.fit import RLKDTrainer
@@ -67,9 +68,29 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
         finished = trainer.fit()
     finally:
         run.close()
+    summary = {
+        "objective": trainer.objective_name,
+        "rl_steps": trainer.state.step,
+        "rollouts": trainer.state.rollouts,
+        "rollout_tokens": trainer.state.rollout_tokens,
+        "seed": cfg.model.seed,
+        **(_validations(directory) if ranks.is_main else {}),
+    }
+    run.finish(summary, done=finished)
     if not finished:
         raise Preempted(f"stopped after step {trainer.state.step} of {loop.max_steps}, saved in {run.checkpoints}")
     return trainer
+
+
+def _validations(directory: Path) -> dict[str, float]:
+    """The first and the last validation of a run, as `accuracy_before`, `accuracy_after` and alike for structure."""
+    lines = [line for line in read_metrics(directory) if "validation/accuracy" in line]
+    return {
+        f"{name}_{when}": line[f"validation/{name}"]
+        for when, line in zip(("before", "after"), (lines[0], lines[-1]) if lines else ())
+        for name in ("accuracy", "structure")
+        if f"validation/{name}" in line
+    }
 
 
 def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> RLKDActor:
@@ -104,6 +125,7 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
         finished = trainer.fit()
     finally:
         run.close()
+    run.finish({"steps": trainer.step, "seed": cfg.model.seed}, done=finished)
     if not finished:
         raise Preempted(f"stopped after step {trainer.step} of {loop.max_steps}, saved in {run.checkpoints}")
     return actor

@@ -24,7 +24,9 @@ from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.log import set_step
 from rlkd_nemo.report.audit import RolloutAudit
 from rlkd_nemo.report.metrics import MetricsLog
+from rlkd_nemo.report.page import write_report
 from rlkd_nemo.report.progress import Progress
+from rlkd_nemo.report.summary import write_summary
 from rlkd_nemo.training.exchange import agree
 from rlkd_nemo.training.step import Experience
 
@@ -130,6 +132,14 @@ class RunDirectory:
     def stop_requested(self) -> bool:
         """Has any rank been told to stop? The same answer on all."""
         return agree(stop_requested(), self.ranks.device)
+
+    def finish(self, summary: Mapping[str, Any], *, done: bool) -> None:
+        """Close the files and write the report; summary.json only when the job is `done`."""
+        self.close()
+        if self.ranks.is_main:
+            if done:
+                write_summary(self.path, summary)
+            write_report(self.path, title=f"rlkd_nemo: {self.description}", summary=summary)
 
     def close(self) -> None:
         """Flush and close the files."""
