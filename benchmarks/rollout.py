@@ -53,13 +53,14 @@ def limits(lengths: str) -> list[int]:
 
 def rank(args: argparse.Namespace) -> None:
     """Our side, on each of two ranks; rank 0 also drives the other side and reports."""
+    from rlkd_nemo.engine.ranks import close_ranks, init_ranks
+
     import torch
     import torch.distributed as dist
 
     from rlkd_nemo.config.schema import Model
     from rlkd_nemo.engine.generate.engine import EmbeddedRollout
     from rlkd_nemo.engine.model.build import build_model
-    from rlkd_nemo.engine.ranks import close_ranks, init_ranks
     from rlkd_nemo.types import Problem
 
     class Digits:

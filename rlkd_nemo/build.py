@@ -6,13 +6,14 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from rlkd_nemo.engine.ranks import Ranks, init_ranks
+
 from rlkd_nemo import tasks, tokenizer
 from rlkd_nemo.config.objectives import needs_teacher
 from rlkd_nemo.config.schema import Config, Optim
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.generate.engine import EmbeddedRollout
 from rlkd_nemo.engine.model.build import build_model
-from rlkd_nemo.engine.ranks import Ranks, init_ranks
 from rlkd_nemo.engine.state.checkpoint import load_checkpoint
 from rlkd_nemo.engine.state.meta import model_from_checkpoint
 from rlkd_nemo.engine.teacher import FrozenModel

@@ -10,11 +10,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from rlkd_nemo.engine.ranks import Ranks
+
 from rlkd_nemo import build
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.model.build import build_model
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.engine.state.checkpoint import load_checkpoint
 from rlkd_nemo.engine.state.meta import model_from_checkpoint
 from rlkd_nemo.errors import Preempted

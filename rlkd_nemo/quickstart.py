@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlkd_nemo.engine.ranks import Ranks, seed_everything
+
 from rlkd_nemo import build, jobs
 from rlkd_nemo.config.schema import Config, Optim, Schedule, Stage
-from rlkd_nemo.engine.ranks import Ranks, seed_everything
 from rlkd_nemo.engine.state.checkpoint import latest
 from rlkd_nemo.errors import GateError
 from rlkd_nemo.report.page import write_report

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlkd_nemo.engine.ranks import Ranks
+
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
@@ -16,7 +18,6 @@ from rlkd_nemo.config.load import to_yaml
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import flatten
 from rlkd_nemo.engine.actor import RLKDActor
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.engine.state.checkpoint import latest, load_checkpoint, prune, save_checkpoint
 from rlkd_nemo.errors import ConfigError
 from rlkd_nemo.interfaces import Tokenizer

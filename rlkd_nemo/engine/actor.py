@@ -6,13 +6,14 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from rlkd_nemo.engine.ranks import Ranks
+
 import torch
 import torch.distributed as dist
 
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.pipeline import run_micro_batches, spread
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state.optimizer import build_optimizer, wrap_for_training
 from rlkd_nemo.errors import NonFiniteError

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rlkd_nemo.engine.ranks import Ranks
+
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.engine.token_log_probs import token_log_probs
 from rlkd_nemo.training.batch import MicroBatch
 

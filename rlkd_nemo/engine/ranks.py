@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -135,6 +136,28 @@ class Ranks:
     def dp_group(self) -> dist.ProcessGroup:
         """Data-parallel group."""
         return _parallel_state().get_data_parallel_group()
+
+
+def _import_megatron() -> None:
+    """Import megatron.core without two things that nothing here uses and that are half of its import time.
+
+    It decorates fused kernels with torch.compile, which loads the whole inductor; the specs of CPU ranks call none of
+    them. And it imports wandb for an inference engine that is not used.
+    """
+    compile_, wandb = torch.compile, sys.modules.get("wandb")
+    if not torch.cuda.is_available():
+        torch.compile = lambda model=None, **options: model if model is not None else lambda f: f  # type: ignore
+    if wandb is None:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        import megatron.core.models.gpt  # noqa: F401
+    finally:
+        torch.compile = compile_
+        if wandb is None:
+            del sys.modules["wandb"]
+
+
+_import_megatron()
 
 
 def _parallel_state():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rlkd_nemo.engine.ranks import Ranks
+
 import torch
 import torch.distributed as dist
 
 from rlkd_nemo.engine.pipeline import run_micro_batches
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.training.batch import SequenceBatch, micro_batches, share
 
 

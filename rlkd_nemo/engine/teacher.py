@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlkd_nemo.engine.ranks import Ranks
+
 import torch
 
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.engine.scoring import sequence_log_probs
 
 

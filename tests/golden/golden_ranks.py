@@ -12,10 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rlkd_nemo.engine.ranks import close_ranks
+
 from rlkd_nemo import build
 from rlkd_nemo.config.load import load
 from rlkd_nemo.engine.model.build import build_model
-from rlkd_nemo.engine.ranks import close_ranks
 from rlkd_nemo.engine.teacher import FrozenModel
 from rlkd_nemo.training.fit import RLKDTrainer
 from rlkd_nemo.types import Rollout

@@ -6,11 +6,12 @@ Usage: faults_ranks.py DIRECTORY START TEACHER (checkpoints)
 import sys
 from pathlib import Path
 
+from rlkd_nemo.engine.ranks import close_ranks
+
 import torch
 
 from rlkd_nemo import build
 from rlkd_nemo.config.load import load
-from rlkd_nemo.engine.ranks import close_ranks
 from rlkd_nemo.engine.state.checkpoint import latest, load_checkpoint
 from rlkd_nemo.errors import FailureBudgetError, NonFiniteError
 from rlkd_nemo.losses.batch import TokenLoss

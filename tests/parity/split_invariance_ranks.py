@@ -9,6 +9,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+from rlkd_nemo.engine.ranks import close_ranks, init_ranks
+
 import torch
 import torch.distributed as dist
 from known_weights import cut, fill, global_name
@@ -16,7 +18,6 @@ from known_weights import cut, fill, global_name
 from rlkd_nemo.config.objectives import GRPO, KDRL, OPD, TRRD
 from rlkd_nemo.config.schema import Model, Overlong
 from rlkd_nemo.engine.actor import RLKDActor
-from rlkd_nemo.engine.ranks import close_ranks, init_ranks
 from rlkd_nemo.training import step as steps
 from rlkd_nemo.types import Component, Failure, Problem, Rollout, Score
 

@@ -7,12 +7,13 @@ import re
 import time
 from collections.abc import Iterator
 
+from rlkd_nemo.engine.ranks import Ranks
+
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from rlkd_nemo.engine.generate.weights import DecoderWeights, LayerWeights, interleaved, interleaved_qkv
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from rlkd_nemo.engine.ranks import Ranks
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -14,7 +16,6 @@ from rlkd_nemo.engine.generate.batch import decode_batch
 from rlkd_nemo.engine.generate.collect import WeightCollector
 from rlkd_nemo.engine.generate.decode import Decoder
 from rlkd_nemo.engine.generate.sampling import uniforms
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.errors import ConfigError, InputError, RlkdError
 from rlkd_nemo.interfaces import Tokenizer
 from rlkd_nemo.training.batch import share

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rlkd_nemo.engine.ranks import Ranks
+
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
@@ -19,7 +21,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.attention import FusedAttention
-from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo.errors import ConfigError
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}

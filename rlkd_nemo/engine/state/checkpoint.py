@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkd_nemo.engine.ranks import restore_rng, rng_state
+
 import torch.distributed as dist
 
-from rlkd_nemo.engine.ranks import restore_rng, rng_state
 from rlkd_nemo.engine.state.meta import (
     FORMAT_VERSION,
     architecture_of,

@@ -9,6 +9,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "parity"))
 
+from rlkd_nemo.engine.ranks import close_ranks, init_ranks
+
 import torch
 import torch.distributed as dist
 from known_weights import fill
@@ -17,7 +19,6 @@ from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.generate import collect
 from rlkd_nemo.engine.generate.engine import EmbeddedRollout
 from rlkd_nemo.engine.model.build import build_model
-from rlkd_nemo.engine.ranks import close_ranks, init_ranks
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.errors import ConfigError, InputError, RlkdError
 from rlkd_nemo.types import Problem

@@ -13,6 +13,8 @@ import shutil
 import sys
 import time
 
+from rlkd_nemo.engine.ranks import close_ranks, init_ranks, rng_state, seed_everything
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -20,7 +22,6 @@ import torch.distributed as dist
 from rlkd_nemo.config.schema import Model, Optim, Schedule
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.model.build import build_model
-from rlkd_nemo.engine.ranks import close_ranks, init_ranks, rng_state, seed_everything
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state import checkpoint
 from rlkd_nemo.errors import CheckpointError

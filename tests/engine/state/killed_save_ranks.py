@@ -8,11 +8,12 @@ import pathlib
 import signal
 import sys
 
+from rlkd_nemo.engine.ranks import init_ranks
+
 from torch.distributed.checkpoint import filesystem
 
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.actor import RLKDActor
-from rlkd_nemo.engine.ranks import init_ranks
 from rlkd_nemo.engine.state.checkpoint import save_checkpoint
 
 
