@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rlkd_nemo.engine.ranks import Ranks
 
@@ -17,9 +18,11 @@ from rlkd_nemo.engine.pipeline import run_micro_batches, spread
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state.optimizer import build_optimizer, wrap_for_training
 from rlkd_nemo.errors import NonFiniteError
+from rlkd_nemo.interfaces import RolloutEngine
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.losses.metrics import Metric, merge, pack, summary, unpack
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, micro_batches, share
+from rlkd_nemo.types import Problem, Rollout
 
 # (log_probs [batch, tokens], mask [batch, tokens], fields) -> TokenLoss
 Objective = Callable[[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], TokenLoss]
@@ -80,6 +83,14 @@ class RLKDActor:
     def prepare_for_inference(self) -> None:
         """Enter inference mode."""
         self.model.eval()
+
+    def infer(self, sampler: RolloutEngine, problems: Sequence[Problem], group_size: int, **how: Any) -> list[Rollout]:
+        """Responses of the current weights: `sampler` is refitted first, then asked.
+
+        Args: how: `stream`, `temperature`, `max_new_tokens` of `RolloutEngine.generate`.
+        """
+        sampler.refit(self.updates)
+        return sampler.generate(problems, group_size, **how)
 
     def finish_inference(self) -> None:
         """Leave inference mode."""

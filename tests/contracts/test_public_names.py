@@ -35,3 +35,15 @@ def test_a_public_name_is_there_with_its_arguments(name):
     wanted = list(NAMES[name])
     assert [argument for argument in arguments if argument in wanted] == wanted
     assert inspect.getdoc(found)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "prepare_for_training", "get_loss_and_metrics", "prepare_for_training_step", "finish_training_step",
+        "finish_training", "prepare_for_inference", "infer", "get_inference_log_probs", "finish_inference",
+    ],
+)  # fmt: skip
+def test_the_actor_has_the_life_cycle_of_nemo_aligner(method):
+    actor = importlib.import_module("rlkd_nemo.engine.actor").RLKDActor
+    assert inspect.getdoc(getattr(actor, method))
