@@ -151,7 +151,7 @@ class RunDirectory:
 
 # Settings that a resumed run may change: they move neither the data nor the objective.
 _FREE = (
-    "name", "trainer.", "exp_manager.", "validation.", "gate.", "demo.", "model.tensor_model_parallel_size",
+    "name", "trainer.", "exp_manager.", "validation.", "gate.", "demo.", "convert.", "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size", "model.micro_batch_size", "model.forward_micro_batch_size",
     "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size", "rollout.tensor_model_parallel_size",
 )  # fmt: skip
@@ -166,6 +166,8 @@ def changed_settings(directory: Path, cfg: Config, watched: tuple[str, ...] | No
     if not file.is_file():
         return []
     was = {s.key: s.value for s in flatten(OmegaConf.to_container(OmegaConf.load(file)), "saved")}
+    # What the saved config lacks did not exist then: the run had today's default.
+    was = {s.key: s.value for s in flatten(OmegaConf.to_container(OmegaConf.structured(Config())), "default")} | was
     now = {s.key: s.value for s in flatten(OmegaConf.to_container(OmegaConf.create(to_yaml(cfg))), "now")}
     return [
         f"{key}: {was.get(key)}, now {now.get(key)}"

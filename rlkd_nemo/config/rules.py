@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlkd_nemo.config import objectives, ranges
-from rlkd_nemo.config.schema import Config, ExpressionsTask, PromptsTask, Stage
+from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
 
@@ -95,6 +95,7 @@ def _model(cfg: Config) -> Iterator[str]:
     head = model.kv_channels if model.kv_channels is not None else model.hidden_size // heads
     if head % 2:
         yield f"a head of {head} channels is odd, which rotary positions cannot split; change model.kv_channels or hidden_size"
+    yield from _rope(model)
     if model.tokenizer.library == "huggingface" and not model.tokenizer.type:
         yield "model.tokenizer.type is not set; model.tokenizer.library=huggingface wants the tokenizer's directory there"
     if model.tokenizer.library != "huggingface" and model.tokenizer.type is not None:
@@ -102,6 +103,36 @@ def _model(cfg: Config) -> Iterator[str]:
             f"model.tokenizer.type={model.tokenizer.type!r} is read by library=huggingface only, "
             f"found model.tokenizer.library={model.tokenizer.library}; remove one"
         )
+
+
+_ROPE_KEYS = {
+    "none": (),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "yarn": (
+        "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate",
+    ),
+}  # fmt: skip
+
+
+def _rope(model: Model) -> Iterator[str]:
+    scaling = model.rope_scaling
+    read = _ROPE_KEYS.get(scaling.type)
+    if read is None:
+        return  # named by its range
+    for key, value in vars(scaling).items():
+        if key != "type" and key not in read and value != getattr(RopeScaling(), key):
+            yield (
+                f"model.rope_scaling.{key}={value} is not read by model.rope_scaling.type={scaling.type}; remove it, or "
+                f"choose the type it belongs to"
+            )
+    if scaling.factor < 1:
+        yield f"model.rope_scaling.factor={scaling.factor} would shorten the context; wanted 1 or more"
+    for low, high, owner in (("low_freq_factor", "high_freq_factor", "llama3"), ("beta_slow", "beta_fast", "yarn")):
+        if scaling.type == owner and getattr(scaling, low) >= getattr(scaling, high):
+            yield (
+                f"model.rope_scaling.{low}={getattr(scaling, low)} is not below model.rope_scaling.{high}="
+                f"{getattr(scaling, high)}; there is nothing to blend between them"
+            )
 
 
 def _objective(cfg: Config) -> Iterator[str]:

@@ -95,10 +95,25 @@ class TokenizerConfig:
 
 
 @dataclass
+class RopeScaling:
+    """Longer contexts by slower rotations; `llama3` as in Llama 3.1, `yarn` as in arXiv:2309.00071."""
+
+    type: str = "none"  # none, llama3, yarn
+    factor: float = 8.0  # how many times longer the context became
+    original_max_position_embeddings: int = 8192  # the context before
+    low_freq_factor: float = 1.0  # llama3: wavelengths above the old context over this are stretched whole
+    high_freq_factor: float = 4.0  # llama3: those below the old context over this are left alone
+    beta_fast: float = 32.0  # yarn: channels that turn this often over the old context are left alone
+    beta_slow: float = 1.0  # yarn: those that turn less often than this are stretched whole
+    attention_factor: float | None = None  # yarn: scales cosines and sines; null: 0.1 ln(factor) + 1
+    truncate: bool = True  # yarn: round the bounds of that range outwards to whole channels
+
+
+@dataclass
 class Model:
     """A decoder-only transformer: RMSNorm, SwiGLU, RoPE, grouped-query attention."""
 
-    restore_from_path: str | None = None  # checkpoint directory with the start weights; null: random
+    restore_from_path: str | None = None  # checkpoint or Hugging Face directory to start from; null: random
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     num_layers: int = 4
     hidden_size: int = 96
@@ -106,8 +121,12 @@ class Model:
     num_attention_heads: int = 4
     num_query_groups: int = 2
     kv_channels: int | None = None  # null: hidden_size / num_attention_heads
+    add_qkv_bias: bool = False  # Qwen2
+    qk_layernorm: bool = False  # Qwen3: RMSNorm of each head's query and key
     encoder_seq_length: int = 128  # context: prompt + response, tokens
+    max_position_embeddings: int | None = None  # context that an export promises; null: encoder_seq_length
     rotary_base: float = 10000.0
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     layernorm_epsilon: float = 1e-5
     init_method_std: float = 0.02
     share_embeddings_and_output_weights: bool = False
@@ -284,6 +303,15 @@ class PromptsTask:
     test_fraction: float = 0.1
 
 
+@dataclass
+class Convert:
+    """`examples/convert_checkpoint.py`: a Hugging Face directory to a checkpoint, or the other way round."""
+
+    source: str | None = None
+    target: str | None = None
+    family: str | None = None  # to Hugging Face: a name of engine/model/families; null: the plainest that fits
+
+
 TASKS: dict[str, type] = {"expressions": ExpressionsTask, "prompts": PromptsTask}
 
 
@@ -306,3 +334,4 @@ class Config:
     validation: Validation = field(default_factory=Validation)
     gate: Gate = field(default_factory=Gate)
     demo: Demo = field(default_factory=Demo)
+    convert: Convert = field(default_factory=Convert)

@@ -21,16 +21,17 @@ log = logging.getLogger(__name__)
 # Bytes of one rank that travel in one collective: gloo pays by the call, memory by the byte.
 _BUCKET_BYTES = 64 * 2**20
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)\.weight")
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _PARTS = {
-    "input_layernorm": "input_norm",
-    "self_attention.linear_qkv": "qkv",
-    "self_attention.q_layernorm": "q_norm",
-    "self_attention.k_layernorm": "k_norm",
-    "self_attention.linear_proj": "proj",
-    "pre_mlp_layernorm": "pre_mlp_norm",
-    "mlp.linear_fc1": "fc1",
-    "mlp.linear_fc2": "fc2",
+    "input_layernorm.weight": "input_norm",
+    "self_attention.linear_qkv.weight": "qkv",
+    "self_attention.linear_qkv.bias": "qkv_bias",
+    "self_attention.q_layernorm.weight": "q_norm",
+    "self_attention.k_layernorm.weight": "k_norm",
+    "self_attention.linear_proj.weight": "proj",
+    "pre_mlp_layernorm.weight": "pre_mlp_norm",
+    "mlp.linear_fc1.weight": "fc1",
+    "mlp.linear_fc2.weight": "fc2",
 }
 _ENDS = {
     "embedding.word_embeddings.weight": "embedding",
@@ -95,7 +96,7 @@ class WeightCollector:
                 yield f"{int(match[1]) + offset}.{_PARTS[match[2]]}", parameter.detach()
             elif name not in _ENDS:
                 raise ConfigError(
-                    f"parameter {name} is not part of the embedded decoder (RMSNorm, SwiGLU, RoPE, no biases); "
+                    f"parameter {name} is not part of the embedded decoder (RMSNorm, SwiGLU, RoPE, biases on QKV only); "
                     "use another rollout.engine for this model"
                 )
             # A tied model on several stages has a second copy of the embedding on the last one.
@@ -163,8 +164,10 @@ class WeightCollector:
                 value = value[: self.vocab_size]
             if part == "output":
                 value = value.T
-        elif part == "qkv":
-            value = torch.cat(shards)[self.qkv_order].T
+        elif part in ("qkv", "qkv_bias"):
+            value = torch.cat(shards)[self.qkv_order]
+            if part == "qkv":
+                value = value.T
         elif part == "fc1":  # every rank stacks its own [gate; up]
             halves = [shard.chunk(2) for shard in shards]
             value = torch.cat([gate for gate, _ in halves] + [up for _, up in halves]).T
@@ -199,7 +202,8 @@ class WeightCollector:
             num_groups=self.num_groups,
             head_dim=config.kv_channels,
             norm_eps=config.layernorm_epsilon,
-            rotary_base=self.model.rotary_base,
+            rotary_frequencies=self.model.rotary_pos_emb.inv_freq,
+            attention_factor=self.model.attention_factor,
             vocab_size=self.vocab_size,
             group=self.ranks.tp_group if self.sharded else None,
         )

@@ -30,10 +30,9 @@ class Decoder:
     def __init__(self, weights: DecoderWeights, context: int) -> None:
         self.weights = weights
         half = weights.head_dim // 2
-        steps = torch.arange(0, weights.head_dim, 2, dtype=torch.float32) / weights.head_dim
-        angles = torch.outer(torch.arange(context, dtype=torch.float32), 1.0 / weights.rotary_base**steps)
-        # complex64 [context, 1, 1, head_dim / 2]
-        self.rotations = torch.polar(torch.ones_like(angles), angles).view(context, 1, 1, half).to(weights.device)
+        angles = torch.outer(torch.arange(context, dtype=torch.float32), weights.rotary_frequencies.cpu())
+        turns = torch.polar(torch.full_like(angles, weights.attention_factor), angles)
+        self.rotations = turns.view(context, 1, 1, half).to(weights.device)  # complex64 [context, 1, 1, head_dim / 2]
         self.share = dist.get_rank(weights.group) if weights.group is not None else 0
 
     def prefill(
@@ -111,7 +110,10 @@ class Decoder:
         """[tokens, hidden] -> [tokens, hidden]; rotation complex64 [tokens, 1, 1, head_dim / 2]."""
         weights = self.weights
         per_group = weights.num_heads // weights.num_groups
-        fused = torch.mm(self._norm(hidden, layer.input_norm), layer.qkv)
+        normed = self._norm(hidden, layer.input_norm)
+        fused = (
+            torch.mm(normed, layer.qkv) if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, normed, layer.qkv)
+        )
         fused = fused.view(-1, weights.num_groups, per_group + 2, weights.head_dim)
         turned = fused[:, :, : per_group + 1]
         if layer.q_norm is not None and layer.k_norm is not None:

@@ -15,6 +15,7 @@ class LayerWeights:
     Attributes:
         qkv: [hidden, groups * (heads / groups + 2) * head_dim]; per group its queries, its key, its value. Within
             queries and keys the two halves of a head are interleaved, so that a rotation is one complex product.
+        qkv_bias: [groups * (heads / groups + 2) * head_dim], in the order of qkv's columns; None where there is none.
         q_norm / k_norm: [head_dim], interleaved alike; None where the model has none.
         fc1: [hidden, 2 * ffn], gate then up.
     """
@@ -27,6 +28,7 @@ class LayerWeights:
     fc2: torch.Tensor
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
+    qkv_bias: torch.Tensor | None = None
 
 
 @dataclass
@@ -37,6 +39,7 @@ class DecoderWeights:
         embedding: [vocabulary, hidden]; this rank's rows, padding included, when sharded.
         output: [hidden, vocabulary]; this rank's columns, padding included, when sharded.
         num_heads / num_groups: of the tensors held here.
+        rotary_frequencies / attention_factor: of engine/model/rope.py, radians a token, float32 [head_dim / 2].
         vocab_size: real token ids; columns from it on are padding.
         group: the tensor-parallel group over which the shards sum up; None when the weights are whole.
     """
@@ -49,9 +52,10 @@ class DecoderWeights:
     num_groups: int
     head_dim: int
     norm_eps: float
-    rotary_base: float
+    rotary_frequencies: torch.Tensor
     vocab_size: int
     group: dist.ProcessGroup | None = None
+    attention_factor: float = 1.0
 
     @property
     def dtype(self) -> torch.dtype:

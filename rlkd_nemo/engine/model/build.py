@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.attention import FusedAttention
+from rlkd_nemo.engine.model.rope import rotary_frequencies
 from rlkd_nemo.errors import ConfigError
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
@@ -64,7 +65,7 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         raise ConfigError(f"trainer.precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     pipelined = model.pipeline_model_parallel_size > 1
-    return TransformerConfig(
+    config = TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
@@ -76,6 +77,8 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         activation_func=torch.nn.functional.silu,
         gated_linear_unit=True,
         add_bias_linear=False,
+        add_qkv_bias=model.add_qkv_bias,
+        qk_layernorm=model.qk_layernorm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=model.init_method_std,
@@ -95,19 +98,29 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
     )
+    _, attention_factor = rotary_frequencies(model)
+    if attention_factor != 1.0:
+        # Megatron's attention multiplies cosines and sines by 0.1 * mscale * ln(factor) + 1 where these are set.
+        config.yarn_rotary_scaling_factor = math.e
+        config.yarn_mscale = (attention_factor - 1.0) * 10.0
+        config.yarn_mscale_all_dim = 0.0
+    return config
 
 
 def build_model(model: Model, vocab_size: int, ranks: Ranks, precision: str = "32") -> torch.nn.Module:
     """This rank's stage of the model, on its device, with fresh weights (seeded by `init_ranks`).
 
     The result has `.hidden_model`, the HiddenGPTModel inside any precision wrapper, `.vocab_size`, the number of
-    real ids, and `.settings`, the `Model` it was built from.
+    real ids, `.settings`, the `Model` it was built from, and `.ranks`.
     """
     config = transformer_config(model, precision)
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=model.qk_layernorm)
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = FusedAttention
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = FusedAttention
+    if model.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     num_layers = get_num_layers_to_build(config)
     built: torch.nn.Module = HiddenGPTModel(
         config=config,
@@ -121,6 +134,8 @@ def build_model(model: Model, vocab_size: int, ranks: Ranks, precision: str = "3
         rotary_base=model.rotary_base,
     )
     hidden_model = built
+    # Megatron's own scaling knows one set of Llama's constants; the sampler reads the frequencies from here too.
+    hidden_model.rotary_pos_emb.inv_freq, hidden_model.attention_factor = rotary_frequencies(model)
     for parameter in built.parameters():
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
     built.to(ranks.device)
@@ -130,4 +145,5 @@ def build_model(model: Model, vocab_size: int, ranks: Ranks, precision: str = "3
     object.__setattr__(built, "hidden_model", hidden_model)
     object.__setattr__(built, "vocab_size", vocab_size)
     object.__setattr__(built, "settings", model)
+    object.__setattr__(built, "ranks", ranks)
     return built

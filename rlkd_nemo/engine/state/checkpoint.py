@@ -150,6 +150,7 @@ def _describe(
         "precision": _precision(actor),
         "architecture": architecture_of(actor.settings),
         "encoder_seq_length": actor.settings.encoder_seq_length,
+        "max_position_embeddings": actor.settings.max_position_embeddings,
         "layout": _layout(actor),
         "vocabulary": {"size": actor.vocab_size, "sha256": pieces_hash(pieces)},
         "versions": versions(),

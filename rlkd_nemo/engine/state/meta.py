@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd_nemo import __version__
-from rlkd_nemo.config.schema import Model
+from rlkd_nemo.config.schema import Model, RopeScaling
 from rlkd_nemo.engine.state.retention import META, TEMPORARY, checkpoints
 from rlkd_nemo.errors import CheckpointError
 
@@ -25,10 +25,15 @@ ARCHITECTURE = (
     "num_attention_heads",
     "num_query_groups",
     "kv_channels",
+    "add_qkv_bias",
+    "qk_layernorm",
     "rotary_base",
+    "rope_scaling",
     "layernorm_epsilon",
     "share_embeddings_and_output_weights",
 )
+# Of these, what checkpoints of format 1 may lack: such a model has the default.
+_ADDED = ("add_qkv_bias", "qk_layernorm", "rope_scaling")
 _PACKAGES = ("torch", "megatron-core", "numpy")
 
 
@@ -36,7 +41,17 @@ def architecture_of(model: Model) -> dict[str, Any]:
     """The settings of `model` that a checkpoint must share, `kv_channels` resolved."""
     values = {name: getattr(model, name) for name in ARCHITECTURE}
     values["kv_channels"] = model.kv_channels or model.hidden_size // model.num_attention_heads
+    values["rope_scaling"] = dataclasses.asdict(model.rope_scaling)
     return values
+
+
+def with_architecture(current: Model, values: Mapping[str, Any]) -> Model:
+    """`current` with `values` of `architecture_of`; settings that they lack, being older, get their defaults."""
+    values = {**{name: getattr(Model(), name) for name in _ADDED}, **values}
+    scaling = values["rope_scaling"]
+    if not isinstance(scaling, RopeScaling):
+        values["rope_scaling"] = RopeScaling(**scaling)
+    return dataclasses.replace(current, **values)
 
 
 def layout_of(model: Model, world_size: int) -> dict[str, int]:
@@ -90,13 +105,16 @@ def model_from_checkpoint(path: str | Path, current: Model) -> Model:
 
     Raises: CheckpointError as `read_meta`.
     """
-    return dataclasses.replace(current, **read_meta(path)["architecture"])
+    meta = read_meta(path)
+    model = with_architecture(current, meta["architecture"])
+    return dataclasses.replace(model, max_position_embeddings=meta.get("max_position_embeddings"))
 
 
 def check_model(path: Path, meta: Mapping[str, Any], model: Model, vocab_size: int) -> None:
     """Raises CheckpointError naming every setting in which the checkpoint is another model than `model`."""
     wanted = {**architecture_of(model), "vocabulary": vocab_size}
-    got = {**meta["architecture"], "vocabulary": meta["vocabulary"]["size"]}
+    added = {name: value for name, value in architecture_of(Model()).items() if name in _ADDED}
+    got = {**added, **meta["architecture"], "vocabulary": meta["vocabulary"]["size"]}
     wrong = [f"{name} {got[name]}, wanted {value}" for name, value in wanted.items() if got[name] != value]
     if wrong:
         raise CheckpointError(

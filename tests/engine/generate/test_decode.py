@@ -47,7 +47,7 @@ def model(qk_norm):
         GROUPS,
         DIM,
         1e-5,
-        100.0,
+        1.0 / 100.0 ** (torch.arange(0, DIM, 2) / DIM),
         VOCAB,
     )
     return plain, ends, Decoder(weights, 64)

@@ -1,5 +1,6 @@
 """Which checkpoints are found, which is best, which are removed; and reading `meta.json`. No ranks needed."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,8 +8,8 @@ import sys
 
 import pytest
 
-from rlkd_nemo.config.schema import Model
-from rlkd_nemo.engine.state.meta import architecture_of, model_from_checkpoint, pieces_hash, read_meta
+from rlkd_nemo.config.schema import Model, RopeScaling
+from rlkd_nemo.engine.state.meta import architecture_of, check_model, model_from_checkpoint, pieces_hash, read_meta
 from rlkd_nemo.engine.state.retention import best, checkpoints, clean, latest, prune
 from rlkd_nemo.errors import CheckpointError, ConfigError
 
@@ -120,6 +121,21 @@ def test_a_model_takes_architecture_from_the_checkpoint_and_layout_from_the_conf
     assert model.num_layers == 7
     assert (model.tensor_model_parallel_size, model.micro_batch_size, model.encoder_seq_length) == (4, 5, 512)
     assert model.kv_channels == 24  # 96 / 4
+
+
+def test_an_older_checkpoint_has_the_defaults_of_what_was_added_since(run):
+    file = run / "step-000002" / "meta.json"
+    meta = json.loads(file.read_text())
+    for name in ("add_qkv_bias", "qk_layernorm", "rope_scaling"):
+        del meta["architecture"][name]
+    file.write_text(json.dumps(meta))
+    current = Model(add_qkv_bias=True, qk_layernorm=True, rope_scaling=RopeScaling("yarn"))
+    model = model_from_checkpoint(run / "step-000002", current)
+    assert (model.add_qkv_bias, model.qk_layernorm, model.rope_scaling) == (False, False, RopeScaling())
+    meta = read_meta(run / "step-000002") | {"vocabulary": {"size": 5}}
+    check_model(run, meta, model, 5)
+    with pytest.raises(CheckpointError, match="qk_layernorm False, wanted True"):
+        check_model(run, meta, dataclasses.replace(model, qk_layernorm=True), 5)
 
 
 def test_pieces_hash_sees_order_and_boundaries():
