@@ -14,8 +14,7 @@ from rlkd_nemo.config.schema import Config, Optim
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.generate.engine import EmbeddedRollout
 from rlkd_nemo.engine.model.build import build_model
-from rlkd_nemo.engine.state.checkpoint import load_checkpoint
-from rlkd_nemo.engine.state.meta import model_from_checkpoint
+from rlkd_nemo.engine.start import load_weights, model_from
 from rlkd_nemo.engine.teacher import FrozenModel
 from rlkd_nemo.interfaces import Task, Tokenizer
 from rlkd_nemo.rewards.blend import EmbeddedScorer
@@ -64,9 +63,9 @@ def build_actor(
 
 def build_frozen(cfg: Config, path: str | Path, ranks: Ranks, tokens: Tokenizer) -> FrozenModel:
     """A frozen model from a checkpoint, in the student's layout; its architecture is the checkpoint's own."""
-    settings = model_from_checkpoint(path, cfg.model)
+    settings = model_from(path, cfg.model)
     model = build_model(settings, tokens.vocab_size, ranks, cfg.trainer.precision)
-    load_checkpoint(path, model, weights_only=True, tokenizer_pieces=tokens.pieces())
+    load_weights(path, model, tokenizer_pieces=tokens.pieces())
     return FrozenModel(model, ranks, temperature=cfg.rollout.temperature, pad_id=tokens.pad_id)
 
 

@@ -1,4 +1,4 @@
-"""Whole jobs on the ranks at hand: reinforcement learning, supervised training, evaluation.
+"""Whole jobs on the ranks at hand: reinforcement learning, supervised training, evaluation, conversion of weights.
 
 Examples parse a config, start the ranks and call one of these.
 """
@@ -15,10 +15,12 @@ from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo import build
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.engine.actor import RLKDActor
+from rlkd_nemo.engine.hugging_face.config import is_hugging_face
+from rlkd_nemo.engine.hugging_face.save import save_hugging_face
 from rlkd_nemo.engine.model.build import build_model
-from rlkd_nemo.engine.state.checkpoint import load_checkpoint
-from rlkd_nemo.engine.state.meta import model_from_checkpoint
-from rlkd_nemo.errors import Preempted
+from rlkd_nemo.engine.start import load_weights, model_from
+from rlkd_nemo.engine.state.checkpoint import save_checkpoint
+from rlkd_nemo.errors import ConfigError, InputError, Preempted
 from rlkd_nemo.report.metrics import read as read_metrics
 from rlkd_nemo.run_directory import RunDirectory
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
@@ -45,7 +47,7 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
     if state is None:
         run.clear()
     if state is None and cfg.model.restore_from_path:
-        load_checkpoint(cfg.model.restore_from_path, actor, weights_only=True, tokenizer_pieces=tokens.pieces())
+        load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())
     teacher, reference = build.build_teachers(cfg, ranks, tokens, cfg.model.restore_from_path)
     trainer = RLKDTrainer(
         cfg=cfg,
@@ -106,7 +108,7 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
     if state is None:
         run.clear()
     if state is None and cfg.model.restore_from_path:
-        load_checkpoint(cfg.model.restore_from_path, actor, weights_only=True, tokenizer_pieces=tokens.pieces())
+        load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())
     trainer = SFTTrainer(
         actor=actor,
         task=task,
@@ -135,9 +137,9 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
 def evaluate_checkpoint(cfg: Config, ranks: Ranks, path: Path, directory: Path, **overrides: Any) -> Evaluation:
     """mean@k of a checkpoint on the test split, `demo.test_problems` x `demo.test_samples`; a hole is an error."""
     task, tokens = build.build_task(cfg)
-    settings = model_from_checkpoint(path, cfg.model)
+    settings = model_from(path, cfg.model)
     model = build_model(settings, tokens.vocab_size, ranks, cfg.trainer.precision)
-    load_checkpoint(path, model, weights_only=True, tokenizer_pieces=tokens.pieces())
+    load_weights(path, model, tokenizer_pieces=tokens.pieces())
     sampler = build.build_sampler(dataclasses.replace(cfg, model=settings), model, ranks, tokens)
     sampler.refit(0)
     return evaluate_sampler(cfg, sampler, build.build_scorer(cfg, task, directory), task, **overrides)
@@ -157,3 +159,26 @@ def evaluate_sampler(cfg: Config, sampler, scorer, task, *, problems: int | None
         seed=1,
         refuse_failures=True,
     )
+
+
+def convert(cfg: Config, ranks: Ranks) -> Path:
+    """`convert.source`, a Hugging Face directory or a checkpoint, to the other of the two in `convert.target`.
+
+    A Hugging Face directory becomes `<target>/step-000000`, weights only, under `model.tokenizer`'s vocabulary.
+    Returns: what was written. Raises: InputError when the source cannot be used or the target exists.
+    """
+    for key in ("source", "target"):
+        if not getattr(cfg.convert, key):
+            raise ConfigError(f"convert.{key} is not set; wanted a directory")
+    source, target = Path(cfg.convert.source), Path(cfg.convert.target)
+    if target.exists():
+        raise InputError(f"convert.target={target} exists already; name a directory that does not")
+    _, tokens = build.build_task(cfg)
+    model = build_model(model_from(source, cfg.model), tokens.vocab_size, ranks, cfg.trainer.precision)
+    load_weights(source, model, tokenizer_pieces=tokens.pieces())
+    if not is_hugging_face(source):
+        directory = cfg.model.tokenizer.type if cfg.model.tokenizer.library == "huggingface" else None
+        return save_hugging_face(model, target, directory, family=cfg.convert.family)
+    if cfg.convert.family is not None:
+        raise ConfigError(f"convert.family={cfg.convert.family} is of use to Hugging Face only; {source} names its own")
+    return save_checkpoint(target, 0, model, extra={}, tokenizer_pieces=tokens.pieces())
