@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rlkd_nemo.engine.ranks import Ranks, restore_rng, rng_state
+
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -19,7 +21,6 @@ from rlkd_nemo.engine.hugging_face.load import load_hugging_face
 from rlkd_nemo.engine.hugging_face.tensors import Piece, pieces, whole_shapes
 from rlkd_nemo.engine.model.build import PRECISIONS, build_model
 from rlkd_nemo.engine.model.families import family_for
-from rlkd_nemo.engine.ranks import Ranks, restore_rng, rng_state
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state.storage import sync_to_disk, together
 from rlkd_nemo.errors import CheckpointError, InputError

@@ -10,6 +10,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "parity"))
 
+from rlkd_nemo.engine.ranks import close_ranks, init_ranks
+
 import torch
 import torch.distributed as dist
 from known_weights import cut, global_name
@@ -23,7 +25,6 @@ from rlkd_nemo.engine.hugging_face.config import model_from_hugging_face
 from rlkd_nemo.engine.hugging_face.load import load_hugging_face
 from rlkd_nemo.engine.hugging_face.save import save_hugging_face
 from rlkd_nemo.engine.model.build import build_model
-from rlkd_nemo.engine.ranks import close_ranks, init_ranks
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.errors import InputError
 from rlkd_nemo.losses.batch import TokenLoss

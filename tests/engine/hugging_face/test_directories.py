@@ -2,6 +2,8 @@
 
 import json
 
+from rlkd_nemo.engine.ranks import close_ranks, init_ranks
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +17,6 @@ from rlkd_nemo.engine.hugging_face.load import load_hugging_face
 from rlkd_nemo.engine.hugging_face.save import save_hugging_face
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.model.families import family_for
-from rlkd_nemo.engine.ranks import close_ranks, init_ranks
 from rlkd_nemo.engine.state.meta import architecture_of
 from rlkd_nemo.errors import ConfigError, InputError
 from rlkd_nemo.losses.batch import TokenLoss
