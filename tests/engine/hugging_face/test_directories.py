@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlkd_nemo.config.load import load
 from rlkd_nemo.config.schema import Model, RopeScaling
 from rlkd_nemo.engine.actor import RLKDActor
-from rlkd_nemo.engine.hugging_face.config import model_from_hugging_face
+from rlkd_nemo.engine.hugging_face.config import model_from_hugging_face, to_config
 from rlkd_nemo.engine.hugging_face.files import TensorFiles
 from rlkd_nemo.engine.hugging_face.load import load_hugging_face
 from rlkd_nemo.engine.hugging_face.save import save_hugging_face
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.model.families import family_for
+from rlkd_nemo.engine.state.meta import architecture_of
 from rlkd_nemo.errors import ConfigError, InputError
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.training.batch import SequenceBatch
@@ -231,3 +233,14 @@ def test_only_what_is_asked_for_is_read(good):
     assert files.largest_read == 10 * 32 * 4
     assert files.read("model.layers.1.self_attn.o_proj.weight", 1, 30, 32).shape == (32, 2)
     assert files.largest_read == 10 * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("llama31_8b", "llama"), ("mistral_7b", "mistral"), ("qwen25_7b", "qwen2"), ("qwen3_8b", "qwen3")],
+)
+def test_a_config_written_for_a_known_model_reads_as_the_same_settings(name, family, tmp_path):
+    settings = load("rlkd_demo", [f"model={name}"]).model
+    family = family_for(settings, family)
+    (tmp_path / "config.json").write_text(json.dumps(to_config(settings, 1000, family, "bfloat16")))
+    assert architecture_of(model_from_hugging_face(tmp_path, Model())) == architecture_of(settings)
