@@ -19,9 +19,9 @@ def main(arguments):
     (folder / f"pid-{ME}").write_text(str(os.getpid()))
     if how == "environment":
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
-        print(
-            " ".join(os.environ[name] for name in names), int(os.environ["MASTER_PORT"]) > 0, arguments[2:], flush=True
-        )
+        seen = [*(os.environ[name] for name in names), int(os.environ["MASTER_PORT"]) > 0, arguments[2:]]
+        # One write: print with several arguments makes several where output is not buffered, and two ranks share it.
+        os.write(1, (" ".join(map(str, seen)) + "\n").encode())
     if how == "bad_input":  # every rank finds the same mistake
         raise CheckpointError("no checkpoint there")
     if how == "one_raises" and ME == 1:
