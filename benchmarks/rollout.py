@@ -282,7 +282,7 @@ def report(args: argparse.Namespace, times: dict, torch_version: str, refit: tup
         meta = {
             "date": time.strftime("%Y-%m-%d"),
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-            "command": " ".join(sys.argv),
+            "command": " ".join(["benchmarks/rollout.py", *(arg for arg in sys.argv[1:] if arg != "--rank")]),
             "transformers_threads": args.threads,
             "load_average_before": args.load,
             "torch": torch_version,

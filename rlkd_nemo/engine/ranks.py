@@ -146,7 +146,7 @@ def _import_megatron() -> None:
     """
     compile_, wandb = torch.compile, sys.modules.get("wandb")
     if not torch.cuda.is_available():
-        torch.compile = lambda model=None, **options: model if model is not None else lambda f: f  # type: ignore
+        torch.compile = lambda model=None, **options: model if model is not None else lambda f: f  # type: ignore[assignment]
     if wandb is None:
         sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
