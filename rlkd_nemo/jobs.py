@@ -44,8 +44,6 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
         gradient_clip_val=loop.gradient_clip_val,
     )
     state = run.resume(actor)
-    if state is None:
-        run.clear()
     if state is None and cfg.model.restore_from_path:
         load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())
     teacher, reference = build.build_teachers(cfg, ranks, tokens, cfg.model.restore_from_path)
@@ -66,6 +64,8 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
     )
     if state is not None:
         trainer.load_state_dict(state)
+    if state is None:
+        run.clear()  # only now: everything that was asked for has been found and loaded
     run.open(trainer.state.step)
     try:
         finished = trainer.fit()
@@ -105,8 +105,6 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
         cfg, ranks, tokens, total_updates=loop.max_steps, gradient_clip_val=loop.gradient_clip_val
     )
     state = run.resume(actor)
-    if state is None:
-        run.clear()
     if state is None and cfg.model.restore_from_path:
         load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())
     trainer = SFTTrainer(
@@ -123,6 +121,8 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
     )
     if state is not None:
         trainer.step = int(state["step"])
+    if state is None:
+        run.clear()
     run.open(trainer.step)
     try:
         finished = trainer.fit()

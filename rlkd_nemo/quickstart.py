@@ -15,7 +15,7 @@ from rlkd_nemo.config.schema import Config, Optim, Schedule, Stage
 from rlkd_nemo.engine.state.checkpoint import latest
 from rlkd_nemo.errors import GateError
 from rlkd_nemo.report.page import write_report
-from rlkd_nemo.report.summary import write_summary
+from rlkd_nemo.report.summary import read_summary, write_summary
 from rlkd_nemo.run_directory import changed_settings
 from rlkd_nemo.training.evaluate import Evaluation
 
@@ -44,7 +44,7 @@ def run(cfg: Config) -> dict[str, Any]:
     rl.model.restore_from_path, rl.teacher.restore_from_path = str(student), str(teacher)
     ranks = build.build_ranks(rl)
     # A finished demo, or one with other settings, is done again; an interrupted one goes on.
-    finished = (directory / "summary.json").exists()
+    finished = "student_accuracy_after" in read_summary(directory)
     rl.exp_manager.resume_if_exists &= not finished and not changed_settings(directory, rl)
     trainer = jobs.train_rl(rl, ranks)
     rl_seconds = time.perf_counter() - rl_started
@@ -131,9 +131,11 @@ def _flat(cfg: Config) -> Config:
 
 
 # What a supervised stage reads. Not where its start weights stand: runs may share stages through links.
-_READ = ("model.num", "model.hidden", "model.ffn", "model.kv", "model.enc", "model.rot", "model.layer", "model.init",
-         "model.share", "model.make", "model.seed", "model.optim.", "model.tokenizer.", "data.", "task.", "trainer.precision",
-         "trainer.sft.")  # fmt: skip
+_READ = (
+    "model.num", "model.hidden", "model.ffn", "model.kv", "model.enc", "model.rot", "model.rope", "model.qk", "model.add",
+    "model.layer", "model.init", "model.share", "model.make", "model.seed", "model.optim.", "model.tokenizer.", "data.",
+    "task.", "trainer.precision", "trainer.sft.",
+)  # fmt: skip
 
 
 def _stage(

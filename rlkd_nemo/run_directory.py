@@ -40,7 +40,6 @@ class RunDirectory:
     Args:
         directory: the run's folder; an existing one is continued if `exp_manager.resume_if_exists`.
         total_steps, description: for the progress line.
-        throughput: metric shown as tokens/s.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class RunDirectory:
         if self.progress is not None:
             shown = {
                 "reward": metrics.get("reward/total"),
-                "loss": metrics.get("loss") if "reward/total" not in metrics else None,
+                "loss": metrics.get("loss/loss") if "reward/total" not in metrics else None,
                 "accuracy": self._accuracy,
                 "tokens/s": metrics.get("rollout/tokens_per_s"),
             }

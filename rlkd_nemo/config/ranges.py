@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Fields of each section; null, where the schema allows it, is always in range.
 AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
+    "exp_manager.checkpoint_callback_params": ("save_last", "save_top_k"),
     "trainer": ("num_nodes", "devices"),
     "trainer.rlkd": ("max_steps",),
     "trainer.sft": ("max_steps",),
@@ -77,7 +78,6 @@ POSITIVE: dict[str, tuple[str, ...]] = {
 NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "trainer.rlkd": ("val_check_interval", "save_interval", "gradient_clip_val"),
     "trainer.sft": ("save_interval", "gradient_clip_val"),
-    "exp_manager.checkpoint_callback_params": ("save_last", "save_top_k"),
     "model": ("seed",),
     "model.optim": ("weight_decay",),
     "model.optim.sched": ("warmup_steps", "min_lr"),

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR
+from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_PREEMPTED
 from rlkd_nemo.launch.rank import LAUNCHER, REPORTS
 
 # After one rank failed the others get so long to end by themselves (a lost peer is noticed at once over gloo).
@@ -109,7 +109,9 @@ class _Group:
         # A list: every process is polled each time, which is what sets its returncode.
         while None in [process.poll() for process in self.processes]:
             self._forward()
-            if failed_at is None and any(process.returncode for process in self.processes):
+            # A rank that was preempted has saved; the others are about to end as well and may still write a report.
+            fine = (None, EXIT_DONE, EXIT_PREEMPTED)
+            if failed_at is None and any(process.returncode not in fine for process in self.processes):
                 failed_at = time.monotonic()
             if self.give_up or (failed_at is not None and time.monotonic() - failed_at > grace_s):
                 self.kill()

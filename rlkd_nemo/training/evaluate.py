@@ -86,12 +86,17 @@ def evaluate(
             "an evaluation with holes is no result"
         )
     accuracy, accuracy_interval = _mean_over_problems(rollouts, scores, "outcome")
+    if accuracy is None or accuracy_interval is None:
+        raise FailureBudgetError(
+            f"not one of {len(scores)} evaluation samples has an outcome: an accuracy of nothing is not 0; "
+            "see the failures of the scorer"
+        )
     structure, structure_interval = _mean_over_problems(rollouts, scores, "structure")
     tokens = sum(len(r.response_ids) for r in rollouts)
     return Evaluation(
-        accuracy=accuracy if accuracy is not None else 0.0,
+        accuracy=accuracy,
         structure=structure,
-        accuracy_interval=accuracy_interval or (0.0, 0.0),
+        accuracy_interval=accuracy_interval,
         structure_interval=structure_interval,
         length_tokens=tokens / len(rollouts),
         entropy=-sum(sum(r.log_probs) for r in rollouts) / max(tokens, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -102,10 +103,9 @@ class RLKDTrainer:
         with self._timed("rollout"):
             rollouts, scores, sampling = self.rollout()
         with self._timed("score"):
-            steps.refuse_too_many_failures(scores, self.cfg.rlkd.max_failed_fraction)
             experience = self.advantage(rollouts, scores)
         self.teach(experience)
-        metrics = steps.reward_metrics(experience, asdict(self.cfg.reward)) | sampling
+        metrics = steps.reward_metrics(experience) | sampling
         metrics |= self.gate(experience)
         with self._timed("update"):
             metrics |= self.update(experience)
@@ -123,6 +123,7 @@ class RLKDTrainer:
         """
         settings, sampling = self.cfg.rlkd, self.cfg.rlkd.dynamic_sampling
         rollouts, scores = self._sample(self._next_problems(settings.num_prompts), 0)
+        tokens = sum(len(r.response_ids) for r in rollouts)
         rounds = 0
         while sampling.enabled and rounds < sampling.max_rounds:
             flat = _flat_groups(rollouts, scores, sampling.by)
@@ -130,18 +131,14 @@ class RLKDTrainer:
                 break
             rounds += 1
             fresh, fresh_scores = self._sample(self._next_problems(len(flat)), rounds)
-            wanted = set(range(len(flat))) - _flat_groups(fresh, fresh_scores, sampling.by)
-            # A usable new group takes the place of a flat one; its rows keep their order within the step.
-            replacement = dict(zip(sorted(flat), sorted(wanted)))
-            for old, new in replacement.items():
-                rows = [i for i, r in enumerate(rollouts) if r.group == old]
-                news = [i for i, r in enumerate(fresh) if r.group == new]
-                for row, source in zip(rows, news):
-                    rollouts[row], scores[row] = fresh[source], fresh_scores[source]
-                    rollouts[row].group = old
-        tokens = sum(len(r.response_ids) for r in rollouts)
-        self.state.rollouts += len(rollouts)
-        self.state.rollout_tokens += tokens
+            tokens += sum(len(r.response_ids) for r in fresh)
+            usable = {r.group for r in fresh} - _flat_groups(fresh, fresh_scores, sampling.by)
+            old_rows, new_rows = _rows_of(rollouts), _rows_of(fresh)
+            # A usable new group takes the place of a flat one, row by row, as copies: a group's number is its place.
+            for old, new in zip(sorted(flat), sorted(usable)):
+                for row, source in zip(old_rows[old], new_rows[new]):
+                    rollouts[row] = dataclasses.replace(fresh[source], group=old)
+                    scores[row] = fresh_scores[source]
         extra = {"rollout/tokens": float(tokens)}
         if sampling.enabled:
             extra["rollout/extra_rounds"] = float(rounds)
@@ -255,6 +252,10 @@ class RLKDTrainer:
         )
         with self._timed("score", minus="rollout"):
             scores = map_shared(lambda part: self.scorer.score(part), rollouts)
+        # Before dynamic sampling may replace a group: a failed group must not vanish uncounted.
+        steps.refuse_too_many_failures(scores, self.cfg.rlkd.max_failed_fraction)
+        self.state.rollouts += len(rollouts)
+        self.state.rollout_tokens += sum(len(r.response_ids) for r in rollouts)
         return rollouts, scores
 
     @contextmanager
@@ -275,6 +276,14 @@ class RLKDTrainer:
         self.state.rollout_seconds += self._clock.get("rollout", 0.0)
         self._clock = {}
         return out
+
+
+def _rows_of(rollouts: Sequence[Rollout]) -> dict[int, list[int]]:
+    """Rows of each group, in order."""
+    rows: dict[int, list[int]] = {}
+    for row, rollout in enumerate(rollouts):
+        rows.setdefault(rollout.group, []).append(row)
+    return rows
 
 
 def _flat_groups(rollouts: Sequence[Rollout], scores: Sequence[Score], by: str) -> set[int]:

@@ -169,7 +169,7 @@ def bind(name: str, settings: PolicyObjective, step: int):
     return loss
 
 
-def reward_metrics(experience: Experience, weights: Mapping[str, float]) -> dict[str, float]:
+def reward_metrics(experience: Experience) -> dict[str, float]:
     """`reward/...` and `rollout/...`: every component with its own denominator, failures counted by type."""
     out: dict[str, float] = {}
     scores, rollouts = experience.scores, experience.rollouts

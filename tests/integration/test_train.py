@@ -36,7 +36,7 @@ def test_one_override_is_enough(start, tmp_path, overrides):
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert all(line["loss/grad_norm"] > 0 for line in lines[1:])
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["rollouts"] == 32 and 0 <= summary["accuracy_after"] <= 1
+    assert summary["rollouts"] >= 32 and 0 <= summary["accuracy_after"] <= 1
     assert (tmp_path / "report.html").exists()
 
 

@@ -40,7 +40,7 @@ def test_a_group_failed_by_the_system_gives_nothing():
     got = experience([None, None, 1.0, 0.0])
     assert steps.updates(got, 1) == [[2, 3]]
     assert got.advantages.tolist() == [0, 0, 1, -1]
-    assert steps.reward_metrics(got, {})["rollout/unusable_groups"] == 1
+    assert steps.reward_metrics(got)["rollout/unusable_groups"] == 1
 
 
 def test_too_many_failures_stop_the_step_and_name_themselves():
