@@ -18,6 +18,7 @@ from rlkd_nemo.report.page import write_report
 from rlkd_nemo.report.summary import read_summary, write_summary
 from rlkd_nemo.run_directory import changed_settings
 from rlkd_nemo.training.evaluate import Evaluation
+from rlkd_nemo.training.exchange import agree
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,11 @@ def _teacher(
     """Base and teacher; both anew from a derived seed while the teacher is too weak, within the limit."""
     demo = cfg.demo
     seeds: list[int] = []
+    began = time.perf_counter()
     for attempt in range(1 + demo.max_teacher_retrains):
+        if attempt and agree(time.perf_counter() - began > demo.retrain_within_s, ranks.device):
+            log.warning("demo.retrain_within_s=%g has passed: no further teacher is tried", demo.retrain_within_s)
+            break
         seed = cfg.model.seed + 1000 * attempt
         seeds.append(seed)
         suffix = f"-{attempt}" if attempt else ""

@@ -85,7 +85,7 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "rlkd.dynamic_sampling": ("max_rounds",),
     "reward": ("outcome", "structure", "format", "tag"),
     "gate": ("max_log_prob_gap", "min_teacher_influence"),
-    "demo": ("max_teacher_retrains",),
+    "demo": ("max_teacher_retrains", "retrain_within_s"),
 }
 SHARES: dict[str, tuple[str, ...]] = {
     "data": ("noise",),

@@ -279,6 +279,7 @@ class Demo:
     student_from: str = "base"  # base or teacher
     min_teacher_accuracy: float = 0.9
     max_teacher_retrains: int = 2  # with a derived seed; then refuse
+    retrain_within_s: float = 400.0  # no retraining is begun later than so many seconds after the start
     test_problems: int = 200
     test_samples: int = 8
 
