@@ -18,7 +18,7 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv demo test test-quick lint format bench-objectives bench-rollout clean
+.PHONY: help venv demo test test-quick lint format bench-objectives bench-rollout bench-token-logprobs clean
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
@@ -26,7 +26,7 @@ help:
 	@echo 'make test-quick                     no real ranks, no browser: under a minute'
 	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
 	@echo 'make format                         ruff format, fixable findings'
-	@echo 'make bench-objectives | bench-rollout  the figures of the README, measured anew'
+	@echo 'make bench-objectives | bench-rollout | bench-token-logprobs   the figures of the README, measured anew'
 	@echo 'make clean                          remove .venv and caches, keep results/'
 
 venv: $(STAMP)
@@ -68,6 +68,10 @@ bench-objectives: $(STAMP)
 
 bench-rollout: $(STAMP)
 	$(BIN)/python benchmarks/rollout.py --out benchmarks/results/rollout.json $(ARGS)
+
+bench-token-logprobs: $(STAMP)
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/token_logprobs.py --step --out benchmarks/results/token_logprobs_cpu.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -135,7 +135,7 @@ class Model:
     pipeline_model_parallel_size: int = 1
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
-    log_prob_chunk_tokens: int = 8192  # tokens whose logits exist at once; 1024 for vocabularies of 100k
+    log_prob_chunk_tokens: int = 4096  # tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary
     seed: int = 0
     optim: Optim = field(default_factory=Optim)
 

@@ -17,6 +17,7 @@ from known_weights import cut, fill, global_name
 
 from rlkd_nemo.config.objectives import GRPO, KDRL, OPD, TRRD
 from rlkd_nemo.config.schema import Model, Overlong
+from rlkd_nemo.engine import token_log_probs
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.training import step as steps
 from rlkd_nemo.types import Component, Failure, Problem, Rollout, Score
@@ -28,6 +29,9 @@ OBJECTIVES = {
     "opd": OPD(),
 }
 VOCAB = 29  # padded to 32 or 48: padding must not count
+
+
+token_log_probs.TILE = 40  # with chunks of 5 tokens: 8 columns, so that several tiles are joined on every rank
 
 
 def experience():
