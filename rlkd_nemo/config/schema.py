@@ -133,6 +133,7 @@ class Model:
     make_vocab_size_divisible_by: int = 8  # times tensor_model_parallel_size, as Megatron pads
     tensor_model_parallel_size: int = 2
     pipeline_model_parallel_size: int = 1
+    sequence_parallel: bool = False  # cut norms and residuals over the tensor-parallel ranks too (arXiv:2205.05198)
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
     log_prob_chunk_tokens: int = 8192  # tokens whose logits exist at once; 1024 for vocabularies of 100k

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from rlkd_nemo.config.schema import Model
-from rlkd_nemo.engine.model.build import build_model
+from rlkd_nemo.engine.model.build import build_model, row_multiple
 from rlkd_nemo.engine.pipeline import run_micro_batches, spread
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state.optimizer import build_optimizer, wrap_for_training
@@ -144,7 +144,8 @@ class RLKDActor:
         size = self.settings.micro_batch_size
         rows = [share(lengths, rank, self.ranks.dp_size) for rank in range(self.ranks.dp_size)]
         number = max(1, max(math.ceil(len(of_rank) / size) for of_rank in rows))
-        return list(micro_batches(batch, rows[self.ranks.dp_rank], size, self.pad_id, number=number))
+        mine, multiple = rows[self.ranks.dp_rank], row_multiple(self.settings)
+        return list(micro_batches(batch, mine, size, self.pad_id, number=number, multiple=multiple))
 
     def _run(
         self, micro: Sequence[MicroBatch], objective: Objective, temperature: float, forward_only: bool

@@ -46,6 +46,11 @@ def padded_vocab_size(vocab_size: int, model: Model) -> int:
     return math.ceil(vocab_size / multiple) * multiple
 
 
+def row_multiple(model: Model) -> int:
+    """What the padded length of a micro-batch's rows must divide by: sequence parallelism cuts it over the TP ranks."""
+    return model.tensor_model_parallel_size if model.sequence_parallel else 1
+
+
 class RMSNorm:
     """`torch.nn.RMSNorm` under the signature of a layer spec.
 
@@ -84,6 +89,7 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         init_method_std=model.init_method_std,
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        sequence_parallel=model.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",
