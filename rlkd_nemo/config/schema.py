@@ -137,6 +137,13 @@ class Model:
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
     log_prob_chunk_tokens: int = 8192  # tokens whose logits exist at once; 1024 for vocabularies of 100k
+    # Activations thrown away and made again in backward; full: whole layers; selective: core
+    # attention only, which spares next to nothing where the kernel is fused, as it is here.
+    activations_checkpoint_granularity: str | None = None  # full, selective; null: all are kept
+    activations_checkpoint_method: str | None = (
+        None  # full: uniform (units of num_layers) or block (the first num_layers)
+    )
+    activations_checkpoint_num_layers: int | None = None  # full: of each pipeline stage
     seed: int = 0
     optim: Optim = field(default_factory=Optim)
 

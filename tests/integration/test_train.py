@@ -23,7 +23,13 @@ pytestmark = pytest.mark.ranks
         ["objective=opd"],
         ["model.pipeline_model_parallel_size=2"],
         ["model.tensor_model_parallel_size=1"],  # data parallel 2
-        ["rollout.tensor_model_parallel_size=2"],
+        [
+            "rollout.tensor_model_parallel_size=2",
+            "model.sequence_parallel=true",
+            "model.activations_checkpoint_granularity=full",
+            "model.activations_checkpoint_method=uniform",
+            "model.activations_checkpoint_num_layers=1",
+        ],
         ["rlkd.dynamic_sampling.enabled=true", "rlkd.overlong.mode=soft", "rlkd.epochs=2", "gsrm.alignment=monotone"],
         ["trainer.precision=bf16", "gate.max_log_prob_gap=0.05"],
     ],

@@ -1,7 +1,7 @@
 """Rank script: loss and gradients of one layout against the single rank's, for every objective and micro-batch size.
 
 Usage: split_invariance_ranks.py TP PP REFERENCE.pt; one rank writes the reference, several compare with it. Every
-layout is also run with what must not change the result either: sequence parallelism.
+layout is also run with what must not change the result either: sequence parallelism, recomputation.
 """
 
 import dataclasses
@@ -53,6 +53,11 @@ def variants(tp):
     named = {"plain": {}}
     if tp > 1:
         named["sequence parallel"] = {"sequence_parallel": True}
+    full = {"activations_checkpoint_granularity": "full", "activations_checkpoint_num_layers": 1}
+    named["recompute full"] = {**full, "activations_checkpoint_method": "uniform", "sequence_parallel": tp > 1}
+    if tp > 1:
+        named["recompute block"] = {**full, "activations_checkpoint_method": "block"}
+    named["recompute selective"] = {"activations_checkpoint_granularity": "selective"}
     return named
 
 
@@ -63,6 +68,24 @@ def main(tp, pp, path):
     close_ranks()
 
 
+def kept_for_backward(actor):
+    """Bytes of the activations that a forward pass in training keeps; parameters are not counted."""
+    parameters = {parameter.data_ptr() for parameter in actor.model.parameters()}
+    kept = {}
+
+    def count(tensor):
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = max(kept.get(tensor.data_ptr(), 0), tensor.nbytes)
+        held.append(tensor)  # no address may be used twice while counting
+        return tensor
+
+    held = []
+    tokens = torch.arange(40).remainder(VOCAB).view(2, 20)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        actor.bare_model.train()(tokens, torch.arange(20).expand(2, 20), None)
+    return sum(kept.values())
+
+
 def compare(variant, ranks, path, **changes):
     settings = Model(
         num_layers=4, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
@@ -70,6 +93,8 @@ def compare(variant, ranks, path, **changes):
     )  # fmt: skip
     actor = RLKDActor(settings, VOCAB, ranks, pad_id=0)
     fill(actor.bare_model, ranks)
+    if ranks.world_size == 1:
+        print("KEPT", kept_for_backward(actor), variant, flush=True)
     exp = experience()
     prompts, responses = [r.prompt_ids for r in exp.rollouts], [r.response_ids for r in exp.rollouts]
     now, _ = actor.get_inference_log_probs(prompts, responses, temperature=0.8)

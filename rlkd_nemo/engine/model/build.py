@@ -65,7 +65,15 @@ class RMSNorm:
 
 
 def transformer_config(model: Model, precision: str = "32") -> TransformerConfig:
-    """The TransformerConfig of `model`. Raises ConfigError on a precision that is not one of 32, bf16."""
+    """The TransformerConfig of `model`.
+
+    Recomputation of activations is Megatron's own: `full` keeps the input of a layer (or of several) and makes the rest
+    again in backward. `selective` makes the core attention again, for the sake of scores that `FusedAttention` never
+    stores: here it spares the log-sum-exps, [tokens, heads] a layer, and nothing else. Queries, keys and values stay,
+    and so does the output, as the input of the projection after it.
+
+    Raises ConfigError on a precision that is not one of 32, bf16.
+    """
     if precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
@@ -90,6 +98,9 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         sequence_parallel=model.sequence_parallel,
+        recompute_granularity=model.activations_checkpoint_granularity,
+        recompute_method=model.activations_checkpoint_method,
+        recompute_num_layers=model.activations_checkpoint_num_layers,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",
