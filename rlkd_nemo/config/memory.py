@@ -15,6 +15,7 @@ def problems(cfg: Config) -> Iterator[str]:
     """Every broken rule of this file as one sentence."""
     yield from _sequence_parallel(cfg)
     yield from _recompute(cfg)
+    yield from _optimizer(cfg)
 
 
 def _sequence_parallel(cfg: Config) -> Iterator[str]:
@@ -69,4 +70,20 @@ def _recompute(cfg: Config) -> Iterator[str]:
         yield (
             f"model.activations_checkpoint_num_layers={layers} is more than the {stage} layers of a pipeline stage; "
             "wanted at most that"
+        )
+
+
+def _optimizer(cfg: Config) -> Iterator[str]:
+    optim = cfg.model.optim
+    if optim.overlap_param_sync:
+        for key in ("use_distributed_optimizer", "overlap_grad_sync"):
+            if not getattr(optim, key):
+                yield (
+                    f"model.optim.overlap_param_sync=true wants model.optim.{key}=true, found false: the weights that "
+                    "travel are those of the distributed optimizer, in the gradients' buckets; set both or neither"
+                )
+    if optim.bucket_size is not None and not optim.overlap_grad_sync:
+        yield (
+            f"model.optim.bucket_size={optim.bucket_size} is read with model.optim.overlap_grad_sync=true only; without "
+            "overlap everything travels at once; remove one"
         )

@@ -47,6 +47,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
         "activations_checkpoint_num_layers",
     ),
     "model.rope_scaling": ("original_max_position_embeddings",),
+    "model.optim": ("bucket_size",),
     "model.optim.sched": ("decay_steps",),
     "data": ("global_batch_size", "num_paths"),
     "rlkd": ("num_prompts", "group_size", "updates_per_batch", "epochs"),

@@ -83,6 +83,10 @@ class Optim:
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
+    use_distributed_optimizer: bool = False  # moments and fp32 masters cut over data-parallel ranks (arXiv:1910.02054)
+    overlap_grad_sync: bool = False  # gradients travel while the rest of the backward pass runs
+    overlap_param_sync: bool = False  # updated weights travel while the next forward pass runs
+    bucket_size: int | None = None  # parameters that travel together; null: Megatron's, 40 million or 1 million a rank
     sched: Schedule = field(default_factory=Schedule)
 
 
