@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from rlkd_nemo.config.schema import Model
-from rlkd_nemo.engine.model.build import build_model
+from rlkd_nemo.engine.model.build import build_model, row_multiple
 from rlkd_nemo.engine.pipeline import run_micro_batches, spread
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state.optimizer import build_optimizer, wrap_for_training
@@ -57,7 +57,7 @@ class RLKDActor:
         self.model = self.bare_model
         self.optimizer = self.scheduler = None
         if trainable:
-            self.model = wrap_for_training(self.bare_model)
+            self.model = wrap_for_training(self.bare_model, model.optim)
             self.optimizer, self.scheduler = build_optimizer(
                 self.model, model.optim, gradient_clip_val=gradient_clip_val, total_updates=total_updates
             )
@@ -68,7 +68,8 @@ class RLKDActor:
         self.model.train()
 
     def finish_training(self) -> None:
-        """Leave training mode."""
+        """Leave training mode, every weight in its place."""
+        self.hidden_model.settle()
         self.model.eval()
 
     def prepare_for_training_step(self) -> None:
@@ -144,7 +145,8 @@ class RLKDActor:
         size = self.settings.micro_batch_size
         rows = [share(lengths, rank, self.ranks.dp_size) for rank in range(self.ranks.dp_size)]
         number = max(1, max(math.ceil(len(of_rank) / size) for of_rank in rows))
-        return list(micro_batches(batch, rows[self.ranks.dp_rank], size, self.pad_id, number=number))
+        mine, multiple = rows[self.ranks.dp_rank], row_multiple(self.settings)
+        return list(micro_batches(batch, mine, size, self.pad_id, number=number, multiple=multiple))
 
     def _run(
         self, micro: Sequence[MicroBatch], objective: Objective, temperature: float, forward_only: bool

@@ -10,6 +10,7 @@ from rlkd_nemo.engine.ranks import Ranks
 import torch
 import torch.distributed as dist
 
+from rlkd_nemo.engine.model.build import row_multiple
 from rlkd_nemo.engine.pipeline import run_micro_batches
 from rlkd_nemo.training.batch import SequenceBatch, micro_batches, share
 
@@ -40,7 +41,8 @@ def sequence_log_probs(
     rows = [share(lengths, rank, ranks.dp_size) for rank in range(ranks.dp_size)]
     size = settings.forward_micro_batch_size
     number = max(1, max(math.ceil(len(of_rank) / size) for of_rank in rows))
-    micro = list(micro_batches(batch, rows[ranks.dp_rank], size, pad_id, number=number))
+    mine_rows, multiple = rows[ranks.dp_rank], row_multiple(settings)
+    micro = list(micro_batches(batch, mine_rows, size, pad_id, number=number, multiple=multiple))
     was_training = model.training
     model.eval()
     kept = run_micro_batches(

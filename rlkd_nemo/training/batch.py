@@ -109,21 +109,28 @@ def _snake(turn: int, size: int) -> int:
 
 
 def micro_batches(
-    batch: SequenceBatch, rows: Sequence[int], size: int, pad_id: int, *, number: int | None = None
+    batch: SequenceBatch,
+    rows: Sequence[int],
+    size: int,
+    pad_id: int,
+    *,
+    number: int | None = None,
+    multiple: int = 1,
 ) -> Iterator[MicroBatch]:
     """Micro-batches of at most `size` of the given rows, similar lengths together.
 
     Args:
         number: yield exactly so many (all data-parallel ranks the same number); those past the rows are empty in
             effect: one row of weight 0.
+        multiple: as in `collate`.
     """
     ordered = sorted(rows, key=lambda i: (-(len(batch.prompts[i]) + len(batch.responses[i])), i))
     made = 0
     for start in range(0, len(ordered), size):
-        yield collate(batch, ordered[start : start + size], pad_id)
+        yield collate(batch, ordered[start : start + size], pad_id, multiple=multiple)
         made += 1
     while number is not None and made < number:
-        idle = collate(batch, [0], pad_id)
+        idle = collate(batch, [0], pad_id, multiple=multiple)
         idle.mask[:] = False
         idle.weights.zero_()
         idle.targets, idle.positions, idle.rows = idle.targets[:0], idle.positions[:0], []
@@ -133,11 +140,12 @@ def micro_batches(
         made += 1
 
 
-def collate(batch: SequenceBatch, rows: Sequence[int], pad_id: int) -> MicroBatch:
-    """Pad the given rows to their own longest."""
+def collate(batch: SequenceBatch, rows: Sequence[int], pad_id: int, *, multiple: int = 1) -> MicroBatch:
+    """Pad the given rows to their own longest, rounded up to a multiple of `multiple` tokens."""
     prompts = [batch.prompts[i] for i in rows]
     responses = [batch.responses[i] for i in rows]
     seq = max(len(p) + len(r) for p, r in zip(prompts, responses))
+    seq += -seq % multiple
     width = max(len(r) for r in responses)
     tokens = torch.full((len(rows), seq), pad_id, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)

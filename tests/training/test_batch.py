@@ -53,3 +53,11 @@ def test_wrong_lengths_are_named():
         SequenceBatch([[1]], [[2, 3]], [], {"old": [torch.zeros(1)]})
     with pytest.raises(ShapeError, match="1 of them empty"):
         SequenceBatch([[1]], [[]])
+
+
+def test_rows_are_padded_to_a_multiple():
+    got = collate(batch(), [0, 2], pad_id=0, multiple=4)
+    assert got.tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0, 0], [5, 6, 12, 0, 0, 0, 0, 0]]
+    assert got.positions.tolist() == [2, 3, 9]  # row 1 starts at 8
+    assert collate(batch(), [1], 0, multiple=4).tokens.shape == (1, 4)  # a multiple already
+    assert {mb.tokens.shape[1] % 4 for mb in micro_batches(batch(), [2], 2, 0, number=3, multiple=4)} == {0}
