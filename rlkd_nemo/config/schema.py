@@ -135,6 +135,8 @@ class Model:
     pipeline_model_parallel_size: int = 1
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
+    micro_batch_tokens: int | None = None  # tokens, padding included, instead of sequences; null: count sequences
+    forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
     log_prob_chunk_tokens: int = 8192  # tokens whose logits exist at once; 1024 for vocabularies of 100k
     seed: int = 0
     optim: Optim = field(default_factory=Optim)

@@ -1,4 +1,4 @@
-"""Rank script: loss and gradients of one layout against the single rank's, for every objective and micro-batch size.
+"""Rank script: loss and gradients of one layout against the single rank's, for every objective and cut of an update.
 
 Usage: split_invariance_ranks.py TP PP REFERENCE.pt; one rank writes the reference, several compare with it.
 """
@@ -27,6 +27,13 @@ OBJECTIVES = {
     "trrd": TRRD(dual_clip=3.0, tis_cap=2.0),
     "opd": OPD(),
 }
+# How an update is cut; the first is what a single rank's reference is taken with.
+CUTS = [
+    {"micro_batch_size": 4},
+    {"micro_batch_size": 2},
+    {"micro_batch_size": 1},
+    {"micro_batch_tokens": 45},
+]
 VOCAB = 29  # padded to 32 or 48: padding must not count
 
 
@@ -82,8 +89,8 @@ def main(tp, pp, path):
     worst_loss = worst_gradient = worst_metric = 0.0
     for name, objective in OBJECTIVES.items():
         batch = steps.update_batch(exp, rows, objective, max_new_tokens=16, drop_teacher_at=None)
-        for size in (4, 2, 1):
-            actor.settings = dataclasses.replace(settings, micro_batch_size=size)
+        for cut_ in CUTS:
+            actor.settings = dataclasses.replace(settings, **cut_)
             actor.prepare_for_training_step()
             loss, metrics = actor.get_loss_and_metrics(batch, steps.bind(name, objective, 0), temperature=0.8)
             gradients = {
