@@ -137,6 +137,7 @@ class Model:
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
     micro_batch_tokens: int | None = None  # tokens, padding included, instead of sequences; null: count sequences
     forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
+    packed_sequences: bool = False  # rows of a micro-batch end to end instead of padded to the longest
     log_prob_chunk_tokens: int = 8192  # tokens whose logits exist at once; 1024 for vocabularies of 100k
     seed: int = 0
     optim: Optim = field(default_factory=Optim)

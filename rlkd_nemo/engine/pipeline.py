@@ -12,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlkd_nemo.config.schema import Model
+from rlkd_nemo.engine.model.attention import packed_segments
 from rlkd_nemo.engine.token_log_probs import token_log_probs
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, collate
 from rlkd_nemo.training.partition import MicroBatchSize, plan
@@ -45,6 +46,7 @@ def _micro_batch_size(settings: Model, config: TransformerConfig, forward_only: 
     return MicroBatchSize(
         sequences=getattr(settings, f"{prefix}micro_batch_size"),
         tokens=getattr(settings, f"{prefix}micro_batch_tokens"),
+        packed=settings.packed_sequences,
         # Sequence parallelism cuts the row of tensors over the tensor-parallel ranks.
         total_multiple=config.tensor_model_parallel_size if config.sequence_parallel else 1,
         key=f"model.{prefix}micro_batch_tokens",
@@ -74,7 +76,8 @@ def run_micro_batches(
 
     def forward_step(iterator, chunk_of_model):
         batch = next(iterator).to(ranks.device)
-        hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None)
+        packing = None if batch.segments is None else packed_segments(batch.segments, ranks.device)
+        hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None, packed_seq_params=packing)
 
         def loss(output: torch.Tensor):
             sequence_parallel = hidden_model.config.sequence_parallel

@@ -33,6 +33,7 @@ CUTS = [
     {"micro_batch_size": 2},
     {"micro_batch_size": 1},
     {"micro_batch_tokens": 45},
+    {"micro_batch_tokens": 45, "packed_sequences": True},
 ]
 VOCAB = 29  # padded to 32 or 48: padding must not count
 
@@ -58,7 +59,8 @@ def main(tp, pp, path):
     ranks = init_ranks(tp, pp)
     settings = Model(
         num_layers=4, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
-        encoder_seq_length=64, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
+        encoder_seq_length=64, add_qkv_bias=True, qk_layernorm=True,
+        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
         forward_micro_batch_size=2, log_prob_chunk_tokens=5,
     )  # fmt: skip
     actor = RLKDActor(settings, VOCAB, ranks, pad_id=0)
@@ -66,6 +68,11 @@ def main(tp, pp, path):
     exp = experience()
     prompts, responses = [r.prompt_ids for r in exp.rollouts], [r.response_ids for r in exp.rollouts]
     now, _ = actor.get_inference_log_probs(prompts, responses, temperature=0.8)
+    for changes in ({"forward_micro_batch_tokens": 64}, {"forward_micro_batch_size": 5, "packed_sequences": True}):
+        object.__setattr__(actor.bare_model, "settings", dataclasses.replace(settings, **changes))
+        again, _ = actor.get_inference_log_probs(prompts, responses, temperature=0.8)
+        worst = max(float((a - b).abs().max()) for a, b in zip(again, now))
+        assert worst < 2e-5, f"forward log-probs under {changes} differ by {worst}"
     draw = torch.Generator().manual_seed(4)
     exp.old_log_probs = [row + 0.2 * torch.randn(len(row), generator=draw) for row in now]
     exp.teacher_log_probs = [row + torch.randn(len(row), generator=draw) for row in now]

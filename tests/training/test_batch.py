@@ -47,3 +47,23 @@ def test_wrong_lengths_are_named():
         SequenceBatch([[1]], [[2, 3]], [], {"old": [torch.zeros(1)]})
     with pytest.raises(ShapeError, match="1 of them empty"):
         SequenceBatch([[1]], [[]])
+
+
+def test_packing_by_hand():
+    got = collate(batch(), [0, 1], 0, MicroBatchSize(2, packed=True))
+    assert got.tokens.tolist() == [[1, 2, 3, 7, 8, 4, 9, 10, 11]] and got.segments == [5, 4]
+    assert got.targets.tolist() == [7, 8, 9, 10, 11]
+    assert got.positions.tolist() == [2, 3, 5, 6, 7]
+    # per-token tensors stay [rows, tokens], as when padded
+    padded = collate(batch(), [0, 1], 0)
+    for name in ("mask", "weights", "held"):
+        assert getattr(got, name).equal(getattr(padded, name))
+    assert got.fields["old"].equal(padded.fields["old"]) and padded.segments is None
+
+
+def test_packed_rows_are_rounded_up():
+    size = MicroBatchSize(2, packed=True, multiple=4, total_multiple=16)
+    got = collate(batch(), [1, 2], 0, size)
+    # 4 and 3 tokens take 4 each; the last row takes what the sum lacks of 16
+    assert got.tokens.tolist() == [[4, 9, 10, 11, 5, 6, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0]] and got.segments == [4, 12]
+    assert got.positions.tolist() == [0, 1, 2, 5]
