@@ -29,7 +29,8 @@ def build_ranks(cfg: Config, *, tensor: int | None = None, pipeline: int | None 
         pipeline or cfg.model.pipeline_model_parallel_size,
         accelerator=cfg.trainer.accelerator,
         seed=cfg.model.seed,
-        timeout_s=cfg.trainer.watchdog_s,
+        timeout_s=cfg.trainer.collective_timeout_s,
+        heartbeat_s=cfg.trainer.heartbeat_s,
     )
 
 

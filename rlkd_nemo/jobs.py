@@ -115,6 +115,7 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
         data=cfg.data,
         max_tokens=cfg.model.encoder_seq_length,
         seed=cfg.data.shuffle_seed,
+        watchdog_s=cfg.trainer.watchdog_s,
         on_step=lambda step, metrics: run.on_step(step, {f"loss/{name}": value for name, value in metrics.items()}),
         save=lambda step, metrics, extra: run.save(actor, step, metrics, extra),
         stop_requested=run.stop_requested,

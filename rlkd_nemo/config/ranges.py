@@ -61,7 +61,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "demo.student": ("steps", "num_paths"),
 }  # fmt: skip
 POSITIVE: dict[str, tuple[str, ...]] = {
-    "trainer": ("watchdog_s",),
+    "trainer": ("watchdog_s", "heartbeat_s", "collective_timeout_s"),
     "model": ("rotary_base", "layernorm_epsilon", "init_method_std"),
     "model.rope_scaling": (
         "factor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from rlkd_nemo.engine.ranks import Ranks
@@ -14,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.attention import packed_segments
 from rlkd_nemo.engine.token_log_probs import token_log_probs
+from rlkd_nemo.lifecycle.watchdog import mark
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, collate
 from rlkd_nemo.training.partition import MicroBatchSize, plan
 
@@ -73,8 +75,10 @@ def run_micro_batches(
     Returns: what `function` kept, one per micro-batch in order, on the last pipeline stage; an empty list elsewhere.
     """
     kept: list[object] = []
+    begun = itertools.count(1)
 
     def forward_step(iterator, chunk_of_model):
+        mark(f"micro-batch {next(begun)} of {len(batches)}")
         batch = next(iterator).to(ranks.device)
         packing = None if batch.segments is None else packed_segments(batch.segments, ranks.device)
         hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None, packed_seq_params=packing)

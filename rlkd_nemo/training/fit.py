@@ -21,6 +21,9 @@ from rlkd_nemo.types import Problem, Rollout, Score
 
 log = logging.getLogger(__name__)
 
+# A process's first step builds kernels and connections: its stages may be silent so many times longer.
+_FIRST_STEP = 10
+
 
 @dataclass
 class TrainerState:
@@ -73,6 +76,7 @@ class RLKDTrainer:
         self.on_step, self.on_rollouts, self.save, self.stop_requested = on_step, on_rollouts, save, stop_requested
         self.state = TrainerState()
         self._gated = False
+        self._patience = _FIRST_STEP
         self._clock: dict[str, float] = {}
 
     def fit(self) -> bool:
@@ -111,6 +115,7 @@ class RLKDTrainer:
             metrics |= self.update(experience)
         with self._timed("sync"):
             self.sync()
+        self._patience = 1
         self.state.step += 1
         self.on_rollouts(self.state.step, experience)
         self._clock["step"] = time.perf_counter() - started
@@ -263,7 +268,7 @@ class RLKDTrainer:
         """Add to `time/<stage>_s`; a stage inside another is taken off it."""
         started = time.perf_counter()
         try:
-            with deadline(self.cfg.trainer.watchdog_s, f"{stage} of step {self.state.step + 1}"):
+            with deadline(self._patience * self.cfg.trainer.watchdog_s, f"{stage} of step {self.state.step + 1}"):
                 yield
         finally:
             spent = time.perf_counter() - started
