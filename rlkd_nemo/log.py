@@ -65,8 +65,8 @@ def configure(role: str, rank: int = 0, level: str | int = "INFO") -> None:
     if not isinstance(number, int):
         raise ValueError(f"log level {level!r} is unknown; wanted one of {', '.join(_LEVELS)}")
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, _StderrHandler)]:
-        root.removeHandler(handler)
+    for old in [h for h in root.handlers if isinstance(h, _StderrHandler)]:
+        root.removeHandler(old)
     _prefix = _Prefix(role, rank)
     root.removeHandler(_recent)
     layout = "%(asctime)s %(role)s %(rank)s step %(step)s %(levelname)s %(name)s: %(message)s"
