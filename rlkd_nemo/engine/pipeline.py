@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from rlkd_nemo.engine.ranks import Ranks
@@ -37,19 +38,26 @@ def prepare_micro_batches(
     """
     size = _micro_batch_size(settings, config, forward_only)
     parts = plan(batch.lengths(), size, ranks.dp_size)
-    micro = [collate(batch, rows, pad_id, size) for rows in parts[ranks.dp_rank]]
+    micro = [
+        collate(batch, rows, pad_id, size, cp_rank=ranks.cp_rank, cp_size=ranks.cp_size)
+        for rows in parts[ranks.dp_rank]
+    ]
     return micro, [[row for rows in of_rank for row in rows] for of_rank in parts]
 
 
 def _micro_batch_size(settings: Model, config: TransformerConfig, forward_only: bool) -> MicroBatchSize:
     prefix = "forward_" if forward_only else ""
+    tokens, context = getattr(settings, f"{prefix}micro_batch_tokens"), config.context_parallel_size
+    chunks = 2 * context if context > 1 else 1  # that each row is cut into
+    # Sequence parallelism cuts what a context-parallel rank holds once more.
+    shares = context * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
     return MicroBatchSize(
         sequences=getattr(settings, f"{prefix}micro_batch_size"),
-        tokens=getattr(settings, f"{prefix}micro_batch_tokens"),
+        tokens=None if tokens is None else tokens * context,
         packed=settings.packed_sequences,
-        # Sequence parallelism cuts the row of tensors over the tensor-parallel ranks.
-        total_multiple=config.tensor_model_parallel_size if config.sequence_parallel else 1,
-        key=f"model.{prefix}micro_batch_tokens",
+        multiple=chunks,
+        total_multiple=math.lcm(chunks, shares),
+        key=f"model.{prefix}micro_batch_tokens" + (" x model.context_parallel_size" if context > 1 else ""),
     )
 
 

@@ -1,6 +1,6 @@
 """Rank script: loss and gradients of one layout against the single rank's, for every objective and cut of an update.
 
-Usage: split_invariance_ranks.py TP PP REFERENCE.pt; one rank writes the reference, several compare with it.
+Usage: split_invariance_ranks.py TP PP CP REFERENCE.pt; one rank writes the reference, several compare with it.
 """
 
 import dataclasses
@@ -55,12 +55,12 @@ def experience():
     return steps.advantage(rollouts, scores, std="population", overlong=Overlong(), max_new_tokens=16, scale=1.0)
 
 
-def main(tp, pp, path):
-    ranks = init_ranks(tp, pp)
+def main(tp, pp, cp, path):
+    ranks = init_ranks(tp, pp, context_parallel_size=cp)
     settings = Model(
         num_layers=4, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
         encoder_seq_length=64, add_qkv_bias=True, qk_layernorm=True,
-        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
+        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp,
         forward_micro_batch_size=2, log_prob_chunk_tokens=5,
     )  # fmt: skip
     actor = RLKDActor(settings, VOCAB, ranks, pad_id=0)
@@ -128,4 +128,4 @@ def main(tp, pp, path):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(*map(int, sys.argv[1:4]), sys.argv[4])

@@ -84,6 +84,7 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         init_method_std=model.init_method_std,
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        context_parallel_size=model.context_parallel_size,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",
