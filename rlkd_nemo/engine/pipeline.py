@@ -13,7 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlkd_nemo.config.schema import Model
-from rlkd_nemo.engine.model.attention import packed_segments
+from rlkd_nemo.engine.model.attention import FusedAttention, packed_segments
 from rlkd_nemo.engine.token_log_probs import token_log_probs
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, collate
 from rlkd_nemo.training.partition import MicroBatchSize, plan
@@ -81,10 +81,13 @@ def run_micro_batches(
     Returns: what `function` kept, one per micro-batch in order, on the last pipeline stage; an empty list elsewhere.
     """
     kept: list[object] = []
+    # Rotary positions read the bounds of packed rows; on the host that stops no GPU. Other kernels want them there.
+    fused = any(isinstance(part, FusedAttention) for part in hidden_model.modules())
+    bounds = torch.device("cpu") if fused else ranks.device
 
     def forward_step(iterator, chunk_of_model):
         batch = next(iterator).to(ranks.device)
-        packing = None if batch.segments is None else packed_segments(batch.segments, ranks.device)
+        packing = None if batch.segments is None else packed_segments(batch.segments, bounds)
         hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None, packed_seq_params=packing)
 
         def loss(output: torch.Tensor):

@@ -47,6 +47,8 @@ def test_wrong_lengths_are_named():
         SequenceBatch([[1]], [[2, 3]], [], {"old": [torch.zeros(1)]})
     with pytest.raises(ShapeError, match="1 of them empty"):
         SequenceBatch([[1]], [[]])
+    with pytest.raises(ShapeError, match="1 prompts, 1 of them empty"):
+        SequenceBatch([[]], [[1]])  # nothing would predict the first token
 
 
 def test_packing_by_hand():

@@ -21,7 +21,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 @dataclass
 class PackedSegments(PackedSeqParams):
-    """Megatron's description of a packed row, with the lengths on the host too: reading them must not wait for a GPU.
+    """Megatron's description of a packed row, with the lengths on the host: reading them must not wait for a GPU.
 
     Attributes: segments: tokens of each sequence in the row, its padding included.
     """

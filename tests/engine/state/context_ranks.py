@@ -1,4 +1,4 @@
-"""Rank script: checkpoints and exports of two context-parallel ranks. Usage: context_ranks.py DIRECTORY."""
+"""Rank script: a checkpoint and an export of two context-parallel ranks. Usage: context_ranks.py DIRECTORY."""
 
 import pathlib
 import sys
@@ -10,6 +10,8 @@ from rlkd_nemo.engine.ranks import close_ranks, init_ranks
 import torch
 from checkpoint_ranks import PIECES, PROMPTS, RESPONSES, VOCAB, batch, new_actor, settings
 
+from rlkd_nemo.engine.hugging_face.load import load_hugging_face
+from rlkd_nemo.engine.hugging_face.save import save_hugging_face
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state import checkpoint
@@ -35,6 +37,7 @@ def main(root):
     train(actor, 0)
     path = checkpoint.save_checkpoint(root, 3, actor, extra={}, tokenizer_pieces=PIECES)
     want = log_probs(actor.bare_model, ranks)
+    exported = save_hugging_face(actor, root / "hugging_face")
     going_on = train(actor, 3)
     resumed = new_actor(ranks, model=model, seed=99)
     checkpoint.load_checkpoint(path, resumed, tokenizer_pieces=PIECES)
@@ -42,10 +45,11 @@ def main(root):
 
     assert checkpoint.read_meta(path)["layout"] == {"tensor": 1, "pipeline": 1, "data": 1, "context": 2}
     ranks = init_ranks(2, 1)
-    other = build_model(settings(tp=2), VOCAB, ranks)
-    checkpoint.load_checkpoint(path, other)
-    gap = float((log_probs(other, ranks) - want).abs().max())
-    assert gap < 1e-5, f"under tensor parallelism log-probs differ by {gap}"
+    for source, load in ((path, checkpoint.load_checkpoint), (exported, load_hugging_face)):
+        other = build_model(settings(tp=2), VOCAB, ranks)
+        load(source, other)
+        gap = float((log_probs(other, ranks) - want).abs().max())
+        assert gap < 1e-5, f"{source} under tensor parallelism: log-probs differ by {gap}"
     if ranks.is_main:
         print("CONTEXT OK", flush=True)
     close_ranks()

@@ -1,4 +1,4 @@
-"""Checkpoints under context parallelism: an exact resume, and the same weights in another layout."""
+"""Checkpoints and exports under context parallelism: an exact resume, and the same weights in another layout."""
 
 from pathlib import Path
 
