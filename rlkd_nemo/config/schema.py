@@ -33,7 +33,7 @@ class Trainer:
     """Ranks and precision."""
 
     num_nodes: int = 1
-    devices: int | None = None  # ranks a node; null: tensor x pipeline parallel size / num_nodes, at least 2
+    devices: int | None = None  # ranks a node; null: tensor x pipeline x context parallel size / num_nodes, at least 2
     accelerator: str = "auto"  # auto: gpu where there is one, else cpu
     precision: str = "32"  # 32 or bf16 (fp32 master weights, fp32 log-probs)
     watchdog_s: float = 45.0  # longest time without progress (a micro-batch, a token) before the job ends with stacks
@@ -140,9 +140,12 @@ class Model:
     tensor_model_parallel_size: int = 2
     pipeline_model_parallel_size: int = 1
     sequence_parallel: bool = False  # cut norms and residuals over the tensor-parallel ranks too (arXiv:2205.05198)
+    context_parallel_size: int = 1  # ranks that share the tokens of each row
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
-    micro_batch_tokens: int | None = None  # tokens, padding included, instead of sequences; null: count sequences
+    micro_batch_tokens: int | None = (
+        None  # tokens a rank, padding included, instead of sequences; null: count sequences
+    )
     forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
     packed_sequences: bool = False  # rows of a micro-batch end to end instead of padded to the longest
     log_prob_chunk_tokens: int = 4096  # tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary

@@ -29,7 +29,7 @@ Objective = Callable[[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], T
 
 
 class RLKDActor:
-    """A Megatron GPTModel with its optimizer, under tensor, pipeline and data parallelism.
+    """A Megatron GPTModel with its optimizer, under tensor, pipeline, context and data parallelism.
 
     Every rank calls every method with the same arguments; data-parallel ranks take their share of the rows themselves.
 
@@ -109,7 +109,8 @@ class RLKDActor:
     ) -> tuple[float, dict[str, float]]:
         """Loss of the batch, sum over tokens of weight x per-token loss, and the objective's metrics.
 
-        Unless `forward_only`, gradients are left in Megatron's buffers, summed over data-parallel ranks.
+        Unless `forward_only`, gradients are left in Megatron's buffers, summed over data- and context-parallel
+        ranks.
         Returns: the same numbers on every rank; `entropy` (mean over tokens, nats) is added to the metrics.
         Raises: NonFiniteError naming the micro-batch, on every rank alike.
         """
@@ -166,16 +167,16 @@ class RLKDActor:
         )
 
     def _reduce(self, kept: Sequence[tuple[torch.Tensor, dict[str, Metric]]]) -> tuple[float, dict[str, float]]:
-        """Joined over micro-batches and data-parallel ranks, then handed from the last pipeline stage to all."""
+        """Joined over micro-batches, data- and context-parallel ranks, then handed from the last pipeline stage to all."""
         result: list = [None]
         if self.ranks.is_last_stage:
             metrics = functools.reduce(merge, (part for _, part in kept))
             sums, maxima = pack(metrics)
             total = torch.stack([value.double() for value, _ in kept]).sum()
             both = torch.cat([total.reshape(1), sums.reshape(-1)])
-            if self.ranks.dp_size > 1:
-                dist.all_reduce(both, group=self.ranks.dp_group)
-                dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.ranks.dp_group)
+            if self.ranks.dp_size * self.ranks.cp_size > 1:
+                dist.all_reduce(both, group=self.ranks.token_group)
+                dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.ranks.token_group)
             result = [(float(both[0]), summary(unpack(metrics, both[1:].reshape(-1, 2), maxima)))]
         if self.ranks.pp_size > 1:
             source = dist.get_global_rank(self.ranks.pp_group, self.ranks.pp_size - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 from rlkd_nemo.engine.ranks import Ranks
@@ -13,7 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlkd_nemo.config.schema import Model
-from rlkd_nemo.engine.model.attention import packed_segments
+from rlkd_nemo.engine.model.attention import FusedAttention, packed_segments
 from rlkd_nemo.engine.token_log_probs import token_log_probs
 from rlkd_nemo.lifecycle.watchdog import mark
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, collate
@@ -39,19 +40,26 @@ def prepare_micro_batches(
     """
     size = _micro_batch_size(settings, config, forward_only)
     parts = plan(batch.lengths(), size, ranks.dp_size)
-    micro = [collate(batch, rows, pad_id, size) for rows in parts[ranks.dp_rank]]
+    micro = [
+        collate(batch, rows, pad_id, size, cp_rank=ranks.cp_rank, cp_size=ranks.cp_size)
+        for rows in parts[ranks.dp_rank]
+    ]
     return micro, [[row for rows in of_rank for row in rows] for of_rank in parts]
 
 
 def _micro_batch_size(settings: Model, config: TransformerConfig, forward_only: bool) -> MicroBatchSize:
     prefix = "forward_" if forward_only else ""
+    tokens, context = getattr(settings, f"{prefix}micro_batch_tokens"), config.context_parallel_size
+    chunks = 2 * context if context > 1 else 1  # that each row is cut into
+    # Sequence parallelism cuts what a context-parallel rank holds once more.
+    shares = context * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
     return MicroBatchSize(
         sequences=getattr(settings, f"{prefix}micro_batch_size"),
-        tokens=getattr(settings, f"{prefix}micro_batch_tokens"),
+        tokens=None if tokens is None else tokens * context,
         packed=settings.packed_sequences,
-        # Sequence parallelism cuts the row of tensors over the tensor-parallel ranks.
-        total_multiple=config.tensor_model_parallel_size if config.sequence_parallel else 1,
-        key=f"model.{prefix}micro_batch_tokens",
+        multiple=chunks,
+        total_multiple=math.lcm(chunks, shares),
+        key=f"model.{prefix}micro_batch_tokens" + (" x model.context_parallel_size" if context > 1 else ""),
     )
 
 
@@ -76,11 +84,14 @@ def run_micro_batches(
     """
     kept: list[object] = []
     begun = itertools.count(1)
+    # Rotary positions read the bounds of packed rows; on the host that stops no GPU. Other kernels want them there.
+    fused = any(isinstance(part, FusedAttention) for part in hidden_model.modules())
+    bounds = torch.device("cpu") if fused else ranks.device
 
     def forward_step(iterator, chunk_of_model):
         mark(f"micro-batch {next(begun)} of {len(batches)}")
         batch = next(iterator).to(ranks.device)
-        packing = None if batch.segments is None else packed_segments(batch.segments, ranks.device)
+        packing = None if batch.segments is None else packed_segments(batch.segments, bounds)
         hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None, packed_seq_params=packing)
 
         def loss(output: torch.Tensor):

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.ranks
         ["objective=opd"],
         ["model.pipeline_model_parallel_size=2"],
         ["model.tensor_model_parallel_size=1"],  # data parallel 2
+        ["model.context_parallel_size=2", "model.tensor_model_parallel_size=1", "model.packed_sequences=true"],
         [
             "rollout.tensor_model_parallel_size=2",
             "model.sequence_parallel=true",

@@ -120,6 +120,7 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         recompute_granularity=model.activations_checkpoint_granularity,
         recompute_method=model.activations_checkpoint_method,
         recompute_num_layers=model.activations_checkpoint_num_layers,
+        context_parallel_size=model.context_parallel_size,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",

@@ -57,7 +57,10 @@ def with_architecture(current: Model, values: Mapping[str, Any]) -> Model:
 def layout_of(model: Model, world_size: int) -> dict[str, int]:
     """Sizes of the axes the ranks are laid out in."""
     tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    return {"tensor": tensor, "pipeline": pipeline, "data": world_size // (tensor * pipeline)}
+    context = model.context_parallel_size
+    layout = {"tensor": tensor, "pipeline": pipeline, "data": world_size // (tensor * pipeline * context)}
+    # Older checkpoints do not name the context axis: it was 1.
+    return layout if context == 1 else {**layout, "context": context}
 
 
 def pieces_hash(pieces: Sequence[str]) -> str:
