@@ -205,7 +205,7 @@ def not_a_number(log_probs, mask, fields):
 def nan_gradients(ranks):
     """Megatron's `step()` on a NaN in one gradient; then our update on a loss that has one."""
     for precision in ("32", "bf16"):
-        for name, optim in (("plain", PLAIN), ("distributed", DISTRIBUTED)):
+        for name, optim in (("plain", PLAIN), ("distributed", DISTRIBUTED), ("overlapped", OVERLAPPED)):
             actor = actor_with(ranks, optim, precision=precision)
             actor.prepare_for_training_step()
             next(actor.model.parameters()).main_grad.fill_(float("nan"))

@@ -129,7 +129,7 @@ def test_offloading_on_cpu_ranks_is_refused(seen):
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-@pytest.mark.parametrize("optimizer", ["plain", "distributed"])
+@pytest.mark.parametrize("optimizer", ["plain", "distributed", "overlapped"])
 def test_nan_gradients(seen, optimizer, precision):
     case = getattr(seen, f"nan_{optimizer}_{precision}")
     # Megatron alone: a step that reports success and leaves NaN in the weights.
