@@ -151,8 +151,9 @@ class RunDirectory:
 # Settings that a resumed run may change: they move neither the data nor the objective.
 _FREE = (
     "name", "trainer.", "exp_manager.", "validation.", "gate.", "demo.", "convert.", "model.tensor_model_parallel_size",
-    "model.pipeline_model_parallel_size", "model.micro_batch_size", "model.forward_micro_batch_size",
-    "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size", "rollout.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size", "model.micro_batch_", "model.forward_micro_batch_",
+    "model.packed_sequences", "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size",
+    "rollout.tensor_model_parallel_size",
 )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
         "encoder_seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "tensor_model_parallel_size",
         "pipeline_model_parallel_size", "micro_batch_size", "forward_micro_batch_size", "log_prob_chunk_tokens",
         "activations_checkpoint_num_layers",
+        "micro_batch_tokens", "forward_micro_batch_tokens",
     ),
     "model.rope_scaling": ("original_max_position_embeddings",),
     "model.optim": ("bucket_size",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import memory, objectives, ranges
+from rlkd_nemo.config import batches, memory, objectives, ranges
 from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
@@ -193,6 +193,7 @@ def _sampling(cfg: Config) -> Iterator[str]:
 
 
 def _batches(cfg: Config) -> Iterator[str]:
+    yield from batches.problems(cfg)
     model, rlkd = cfg.model, cfg.rlkd
     ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
     world = cfg.trainer.num_nodes * (cfg.trainer.devices or 0)

@@ -145,7 +145,10 @@ class Model:
     sequence_parallel: bool = False  # cut norms and residuals over the tensor-parallel ranks too (arXiv:2205.05198)
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
-    log_prob_chunk_tokens: int = 8192  # tokens whose logits exist at once; 1024 for vocabularies of 100k
+    micro_batch_tokens: int | None = None  # tokens, padding included, instead of sequences; null: count sequences
+    forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
+    packed_sequences: bool = False  # rows of a micro-batch end to end instead of padded to the longest
+    log_prob_chunk_tokens: int = 4096  # tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary
     # Activations thrown away and made again in backward; full: whole layers; selective: core
     # attention only, which spares next to nothing where the kernel is fused, as it is here.
     activations_checkpoint_granularity: str | None = None  # full, selective; null: all are kept

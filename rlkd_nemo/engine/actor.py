@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from rlkd_nemo.config.memory import NOTHING_TO_OFFLOAD
 from rlkd_nemo.config.schema import Model
-from rlkd_nemo.engine.model.build import build_model, row_multiple
-from rlkd_nemo.engine.pipeline import run_micro_batches, spread
+from rlkd_nemo.engine.model.build import build_model
+from rlkd_nemo.engine.pipeline import prepare_micro_batches, run_micro_batches, spread
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state.offload import StateOffload
 from rlkd_nemo.engine.state.optimizer import build_optimizer, wrap_for_training
@@ -23,7 +23,7 @@ from rlkd_nemo.errors import ConfigError, NonFiniteError
 from rlkd_nemo.interfaces import RolloutEngine
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.losses.metrics import Metric, merge, pack, summary, unpack
-from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, micro_batches, share
+from rlkd_nemo.training.batch import MicroBatch, SequenceBatch
 from rlkd_nemo.types import Problem, Rollout
 
 # (log_probs [batch, tokens], mask [batch, tokens], fields) -> TokenLoss
@@ -153,12 +153,8 @@ class RLKDActor:
         return {**metrics, "loss": loss, "grad_norm": grad_norm, "learning_rate": float(learning_rate)}
 
     def _micro_batches(self, batch: SequenceBatch) -> list[MicroBatch]:
-        lengths = batch.lengths()
-        size = self.settings.micro_batch_size
-        rows = [share(lengths, rank, self.ranks.dp_size) for rank in range(self.ranks.dp_size)]
-        number = max(1, max(math.ceil(len(of_rank) / size) for of_rank in rows))
-        mine, multiple = rows[self.ranks.dp_rank], row_multiple(self.settings)
-        return list(micro_batches(batch, mine, size, self.pad_id, number=number, multiple=multiple))
+        config = self.hidden_model.config
+        return prepare_micro_batches(batch, self.settings, config, self.ranks, self.pad_id, forward_only=False)[0]
 
     def _run(
         self, micro: Sequence[MicroBatch], objective: Objective, temperature: float, forward_only: bool

@@ -9,12 +9,48 @@ from rlkd_nemo.engine.ranks import Ranks
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
 
+from rlkd_nemo.config.schema import Model
+from rlkd_nemo.engine.model.attention import packed_segments
 from rlkd_nemo.engine.token_log_probs import token_log_probs
-from rlkd_nemo.training.batch import MicroBatch
+from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, collate
+from rlkd_nemo.training.partition import MicroBatchSize, plan
 
 # (log_probs [tokens], entropies [tokens], micro-batch) -> (loss to differentiate, anything to keep)
 TokenFunction = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, object]]
+
+
+def prepare_micro_batches(
+    batch: SequenceBatch,
+    settings: Model,
+    config: TransformerConfig,
+    ranks: Ranks,
+    pad_id: int,
+    *,
+    forward_only: bool,
+) -> tuple[list[MicroBatch], list[list[int]]]:
+    """This rank's micro-batches, and for each data-parallel rank the rows of all of its own in order.
+
+    Args: settings: the sizes; `config`: how the model they are for is cut.
+    Raises: ConfigError on a row that is over the token budget, on every rank alike.
+    """
+    size = _micro_batch_size(settings, config, forward_only)
+    parts = plan(batch.lengths(), size, ranks.dp_size)
+    micro = [collate(batch, rows, pad_id, size) for rows in parts[ranks.dp_rank]]
+    return micro, [[row for rows in of_rank for row in rows] for of_rank in parts]
+
+
+def _micro_batch_size(settings: Model, config: TransformerConfig, forward_only: bool) -> MicroBatchSize:
+    prefix = "forward_" if forward_only else ""
+    return MicroBatchSize(
+        sequences=getattr(settings, f"{prefix}micro_batch_size"),
+        tokens=getattr(settings, f"{prefix}micro_batch_tokens"),
+        packed=settings.packed_sequences,
+        # Sequence parallelism cuts the row of tensors over the tensor-parallel ranks.
+        total_multiple=config.tensor_model_parallel_size if config.sequence_parallel else 1,
+        key=f"model.{prefix}micro_batch_tokens",
+    )
 
 
 def run_micro_batches(
@@ -40,7 +76,8 @@ def run_micro_batches(
 
     def forward_step(iterator, chunk_of_model):
         batch = next(iterator).to(ranks.device)
-        hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None)
+        packing = None if batch.segments is None else packed_segments(batch.segments, ranks.device)
+        hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None, packed_seq_params=packing)
 
         def loss(output: torch.Tensor):
             sequence_parallel = hidden_model.config.sequence_parallel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rlkd_nemo.engine.ranks import Ranks
@@ -10,9 +9,8 @@ from rlkd_nemo.engine.ranks import Ranks
 import torch
 import torch.distributed as dist
 
-from rlkd_nemo.engine.model.build import row_multiple
-from rlkd_nemo.engine.pipeline import run_micro_batches
-from rlkd_nemo.training.batch import SequenceBatch, micro_batches, share
+from rlkd_nemo.engine.pipeline import prepare_micro_batches, run_micro_batches
+from rlkd_nemo.training.batch import SequenceBatch
 
 
 @torch.no_grad()
@@ -37,12 +35,8 @@ def sequence_log_probs(
     inner = model.module if hasattr(model, "ddp_config") else model
     settings = inner.settings
     batch = SequenceBatch([list(p) for p in prompts], [list(r) for r in responses])
-    lengths = batch.lengths()
-    rows = [share(lengths, rank, ranks.dp_size) for rank in range(ranks.dp_size)]
-    size = settings.forward_micro_batch_size
-    number = max(1, max(math.ceil(len(of_rank) / size) for of_rank in rows))
-    mine_rows, multiple = rows[ranks.dp_rank], row_multiple(settings)
-    micro = list(micro_batches(batch, mine_rows, size, pad_id, number=number, multiple=multiple))
+    config = inner.hidden_model.config
+    micro, rows = prepare_micro_batches(batch, settings, config, ranks, pad_id, forward_only=True)
     was_training = model.training
     model.eval()
     kept = run_micro_batches(
@@ -59,9 +53,7 @@ def sequence_log_probs(
     model.train(was_training)
 
     # One float per token travels: last stage -> other stages, then all data-parallel ranks exchange their shares.
-    order = [row for mb in micro for row in mb.rows]
-    counts = [len(batch.responses[row]) for row in order]
-    total = sum(counts)
+    total = sum(len(batch.responses[row]) for row in rows[ranks.dp_rank])
     mine = torch.cat(kept, dim=1) if ranks.is_last_stage else torch.empty(2, total, device=ranks.device)
     if ranks.pp_size > 1:
         mine = mine.contiguous()
@@ -69,9 +61,8 @@ def sequence_log_probs(
     log_probs: list[torch.Tensor] = [torch.empty(0)] * len(batch)
     entropies: list[torch.Tensor] = [torch.empty(0)] * len(batch)
     for of_rank, values in zip(rows, _exchange(mine, rows, batch, ranks)):
-        in_order = sorted(of_rank, key=lambda i: (-lengths[i], i))
-        pieces = torch.split(values, [len(batch.responses[row]) for row in in_order], dim=1)
-        for row, piece in zip(in_order, pieces):
+        pieces = torch.split(values, [len(batch.responses[row]) for row in of_rank], dim=1)
+        for row, piece in zip(of_rank, pieces):
             log_probs[row], entropies[row] = piece[0].cpu(), piece[1].cpu()
     return log_probs, entropies
 

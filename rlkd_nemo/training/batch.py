@@ -1,13 +1,14 @@
-"""Ragged sequences in; padded micro-batches out."""
+"""Ragged sequences in; padded or packed micro-batches out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from rlkd_nemo.errors import ShapeError
+from rlkd_nemo.training.partition import MicroBatchSize, round_up
 
 
 @dataclass
@@ -60,11 +61,17 @@ class SequenceBatch:
 
 @dataclass
 class MicroBatch:
-    """Right-padded tensors of a few rows.
+    """Tensors of a few rows: right-padded, or packed end to end into one row.
+
+    Under context parallelism each row of a micro-batch is cut into 2 x size chunks, of which rank r holds chunks r and
+    2 x size - 1 - r (as much work on each rank, causal attention being a triangle); a response token belongs to the
+    rank that holds the state which predicts it.
 
     Attributes:
-        tokens: int64 [batch, seq], prompt then response then padding.
-        mask: bool [batch, tokens], True on response tokens.
+        tokens: int64 [batch, seq] of this rank, prompt then response then padding; [1, tokens of all rows] when packed.
+        segments: tokens of each packed row, its padding and all context-parallel ranks included; None: not packed.
+        mask: bool [batch, tokens], True on response tokens (of this rank).
+        held: bool [response tokens of all ranks], row by row: which of them are this rank's.
         targets: int64 [response tokens], the valid ones row by row.
         positions: int64 [response tokens], index into the flattened [batch, seq] hidden states that predict them.
         weights: float32 [batch, tokens], 0 where masked.
@@ -73,7 +80,9 @@ class MicroBatch:
     """
 
     tokens: torch.Tensor
+    segments: list[int] | None
     mask: torch.Tensor
+    held: torch.Tensor
     targets: torch.Tensor
     positions: torch.Tensor
     weights: torch.Tensor
@@ -82,90 +91,110 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
-        return MicroBatch(
-            self.tokens.to(device),
-            self.mask.to(device),
-            self.targets.to(device),
-            self.positions.to(device),
-            self.weights.to(device),
-            {name: value.to(device) for name, value in self.fields.items()},
-            self.rows,
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            mask=self.mask.to(device),
+            held=self.held.to(device),
+            targets=self.targets.to(device),
+            positions=self.positions.to(device),
+            weights=self.weights.to(device),
+            fields={name: value.to(device) for name, value in self.fields.items()},
         )
 
 
-def share(lengths: Sequence[int], rank: int, size: int) -> list[int]:
-    """Rows of data-parallel `rank`: sorted by length and dealt in turn, so that each rank has as much to do.
+def context_share(length: int, rank: int, size: int) -> torch.Tensor:
+    """Positions of a row of `length` tokens that context-parallel `rank` of `size` holds, in order; int64.
 
-    Deterministic; every row goes to exactly one rank.
+    `length` is a multiple of 2 x size, unless size is 1.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    # Snake order: after a long-first round comes a short-first one.
-    return [row for turn, row in enumerate(order) if _snake(turn, size) == rank]
+    if size == 1:
+        return torch.arange(length)
+    chunk = length // (2 * size)
+    early, late = rank * chunk, (2 * size - 1 - rank) * chunk
+    return torch.cat([torch.arange(early, early + chunk), torch.arange(late, late + chunk)])
 
 
-def _snake(turn: int, size: int) -> int:
-    lap, place = divmod(turn, size)
-    return place if lap % 2 == 0 else size - 1 - place
-
-
-def micro_batches(
+def collate(
     batch: SequenceBatch,
     rows: Sequence[int],
-    size: int,
     pad_id: int,
+    size: MicroBatchSize | None = None,
     *,
-    number: int | None = None,
-    multiple: int = 1,
-) -> Iterator[MicroBatch]:
-    """Micro-batches of at most `size` of the given rows, similar lengths together.
+    cp_rank: int = 0,
+    cp_size: int = 1,
+) -> MicroBatch:
+    """One micro-batch of the given rows: padded to their own longest, or packed as `size` says.
 
-    Args:
-        number: yield exactly so many (all data-parallel ranks the same number); those past the rows are empty in
-            effect: one row of weight 0.
-        multiple: as in `collate`.
+    No rows give an idle micro-batch, as small as it can be: one row of padding that nothing is asked of.
     """
-    ordered = sorted(rows, key=lambda i: (-(len(batch.prompts[i]) + len(batch.responses[i])), i))
-    made = 0
-    for start in range(0, len(ordered), size):
-        yield collate(batch, ordered[start : start + size], pad_id, multiple=multiple)
-        made += 1
-    while number is not None and made < number:
-        idle = collate(batch, [0], pad_id, multiple=multiple)
-        idle.mask[:] = False
-        idle.weights.zero_()
-        idle.targets, idle.positions, idle.rows = idle.targets[:0], idle.positions[:0], []
-        for value in idle.fields.values():
-            value.zero_()
-        yield idle
-        made += 1
-
-
-def collate(batch: SequenceBatch, rows: Sequence[int], pad_id: int, *, multiple: int = 1) -> MicroBatch:
-    """Pad the given rows to their own longest, rounded up to a multiple of `multiple` tokens."""
+    size = size or MicroBatchSize(len(rows))
+    if not rows:
+        return _idle(batch, pad_id, size, cp_size)
     prompts = [batch.prompts[i] for i in rows]
     responses = [batch.responses[i] for i in rows]
-    seq = max(len(p) + len(r) for p, r in zip(prompts, responses))
-    seq += -seq % multiple
-    width = max(len(r) for r in responses)
-    tokens = torch.full((len(rows), seq), pad_id, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    targets: list[int] = []
-    positions: list[int] = []
-    for b, (prompt, response) in enumerate(zip(prompts, responses)):
+    segments = _padded_lengths([len(p) + len(r) for p, r in zip(prompts, responses)], size)
+    mask = torch.zeros(len(rows), max(len(r) for r in responses), dtype=torch.bool)
+    tokens: list[torch.Tensor] = []
+    held: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+    start = 0
+    for b, (prompt, response, length) in enumerate(zip(prompts, responses, segments)):
         end = len(prompt) + len(response)
-        tokens[b, :end] = torch.tensor(prompt + response)
-        mask[b, : len(response)] = True
-        targets.extend(response)
+        whole = torch.full((length,), pad_id, dtype=torch.long)
+        whole[:end] = torch.tensor(prompt + response)
+        own = context_share(length, cp_rank, cp_size)
+        tokens.append(whole[own])
+        place = torch.full((length,), -1)
+        place[own] = torch.arange(start, start + len(own))
         # Response token t is predicted at the position before it.
-        positions.extend(range(b * seq + len(prompt) - 1, b * seq + end - 1))
+        predicting = place[len(prompt) - 1 : end - 1]
+        here = predicting >= 0
+        mask[b, : len(response)] = here
+        held.append(here)
+        targets.append(torch.tensor(response)[here])
+        positions.append(predicting[here])
+        start += len(own)
+    width = mask.shape[1]
+    weights = _pad([batch.weights[i] for i in rows], width) if batch.weights else mask.float()
     return MicroBatch(
-        tokens=tokens,
+        tokens=torch.cat(tokens)[None] if size.packed else torch.stack(tokens),
+        segments=segments if size.packed else None,
         mask=mask,
-        targets=torch.tensor(targets),
-        positions=torch.tensor(positions),
-        weights=_pad([batch.weights[i] for i in rows], width) if batch.weights else mask.float(),
-        fields={name: _pad([values[i] for i in rows], width) for name, values in batch.fields.items()},
+        held=torch.cat(held),
+        targets=torch.cat(targets),
+        positions=torch.cat(positions),
+        weights=weights.masked_fill(~mask, 0.0),
+        fields={
+            name: _pad([values[i] for i in rows], width).masked_fill(~mask, 0.0)
+            for name, values in batch.fields.items()
+        },
         rows=list(rows),
+    )
+
+
+def _padded_lengths(lengths: Sequence[int], size: MicroBatchSize) -> list[int]:
+    """Tokens each row takes, padding included."""
+    if not size.packed:
+        return [round_up(max(lengths), size.total_multiple)] * len(lengths)
+    padded = [round_up(length, size.multiple) for length in lengths]
+    padded[-1] += round_up(sum(padded), size.total_multiple) - sum(padded)
+    return padded
+
+
+def _idle(batch: SequenceBatch, pad_id: int, size: MicroBatchSize, cp_size: int) -> MicroBatch:
+    none = torch.zeros(0, dtype=torch.long)
+    return MicroBatch(
+        tokens=torch.full((1, size.total_multiple // cp_size), pad_id, dtype=torch.long),
+        segments=[size.total_multiple] if size.packed else None,
+        mask=torch.zeros(1, 1, dtype=torch.bool),
+        held=torch.zeros(0, dtype=torch.bool),
+        targets=none,
+        positions=none,
+        weights=torch.zeros(1, 1),
+        fields={name: torch.zeros(1, 1) for name in batch.fields},
+        rows=[],
     )
 
 

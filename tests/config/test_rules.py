@@ -87,6 +87,8 @@ CASES = [
     ("model.tokenizer.library=huggingface", "model.tokenizer.type", "directory"),
     ("model.tokenizer.type=x", "model.tokenizer.type", "library=huggingface"),
     ("rlkd.overlong.mode=soft rlkd.overlong.buffer_tokens=65", "rlkd.overlong.buffer_tokens=65", "max_new_tokens=64"),
+    ("model.micro_batch_tokens=100", "model.micro_batch_tokens=100", "model.encoder_seq_length=128"),
+    ("model.forward_micro_batch_tokens=1", "model.forward_micro_batch_tokens=1", "at least that many"),
     ("data.strategies=[]", "data.strategies", "at least one"),
     ("exp_manager.audit_rollouts=-2", "exp_manager.audit_rollouts=-2", "-1 (all)"),
 ]  # fmt: skip
@@ -121,6 +123,7 @@ def test_a_broken_rule_is_one_sentence(overrides, key, told, no_transformer_engi
         FULL + "block model.activations_checkpoint_num_layers=3",
         FULL + "uniform model.activations_checkpoint_num_layers=2",
         "rollout.max_new_tokens=127",
+        "model.micro_batch_tokens=128 model.forward_micro_batch_tokens=4096",
         "gsrm.reference_mode=tree task.num_teacher_paths=2",
     ],
 )

@@ -1,4 +1,4 @@
-"""Rank script: loss and gradients of one layout against the single rank's, for every objective and micro-batch size.
+"""Rank script: loss and gradients of one layout against the single rank's, for every objective and cut of an update.
 
 Usage: split_invariance_ranks.py TP PP REFERENCE.pt; one rank writes the reference, several compare with it. Every
 layout is also run with what must not change the result either: sequence parallelism, recomputation.
@@ -18,6 +18,7 @@ from known_weights import cut, fill, global_name
 
 from rlkd_nemo.config.objectives import GRPO, KDRL, OPD, TRRD
 from rlkd_nemo.config.schema import Model, Overlong
+from rlkd_nemo.engine import token_log_probs
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.training import step as steps
 from rlkd_nemo.types import Component, Failure, Problem, Rollout, Score
@@ -28,7 +29,18 @@ OBJECTIVES = {
     "trrd": TRRD(dual_clip=3.0, tis_cap=2.0),
     "opd": OPD(),
 }
+# How an update is cut; the first is what a single rank's reference is taken with.
+CUTS = [
+    {"micro_batch_size": 4},
+    {"micro_batch_size": 2},
+    {"micro_batch_size": 1},
+    {"micro_batch_tokens": 45},
+    {"micro_batch_tokens": 45, "packed_sequences": True},
+]
 VOCAB = 29  # padded to 32 or 48: padding must not count
+
+
+token_log_probs.TILE = 40  # with chunks of 5 tokens: 8 columns, so that several tiles are joined on every rank
 
 
 def experience():
@@ -89,7 +101,8 @@ def kept_for_backward(actor):
 def compare(variant, ranks, path, **changes):
     settings = Model(
         num_layers=4, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
-        encoder_seq_length=64, qk_layernorm=True, forward_micro_batch_size=2, log_prob_chunk_tokens=5, **changes,
+        encoder_seq_length=64, add_qkv_bias=True, qk_layernorm=True, forward_micro_batch_size=2,
+        log_prob_chunk_tokens=5, **changes,
     )  # fmt: skip
     actor = RLKDActor(settings, VOCAB, ranks, pad_id=0)
     fill(actor.bare_model, ranks)
@@ -98,6 +111,11 @@ def compare(variant, ranks, path, **changes):
     exp = experience()
     prompts, responses = [r.prompt_ids for r in exp.rollouts], [r.response_ids for r in exp.rollouts]
     now, _ = actor.get_inference_log_probs(prompts, responses, temperature=0.8)
+    for changes in ({"forward_micro_batch_tokens": 64}, {"forward_micro_batch_size": 5, "packed_sequences": True}):
+        object.__setattr__(actor.bare_model, "settings", dataclasses.replace(settings, **changes))
+        again, _ = actor.get_inference_log_probs(prompts, responses, temperature=0.8)
+        worst = max(float((a - b).abs().max()) for a, b in zip(again, now))
+        assert worst < 2e-5, f"forward log-probs under {changes} differ by {worst}"
     draw = torch.Generator().manual_seed(4)
     exp.old_log_probs = [row + 0.2 * torch.randn(len(row), generator=draw) for row in now]
     exp.teacher_log_probs = [row + torch.randn(len(row), generator=draw) for row in now]
@@ -121,9 +139,9 @@ def compare(variant, ranks, path, **changes):
     worst_loss = worst_gradient = worst_metric = 0.0
     for name, objective in OBJECTIVES.items():
         batch = steps.update_batch(exp, rows, objective, max_new_tokens=16, drop_teacher_at=None)
-        # Recomputation knows nothing of rows: one size is enough.
-        for size in (2,) if variant.startswith("recompute") else (4, 2, 1):
-            actor.settings = dataclasses.replace(settings, micro_batch_size=size)
+        # Recomputation knows nothing of rows: one cut is enough.
+        for cut_ in CUTS[-1:] if variant.startswith("recompute") else CUTS:
+            actor.settings = dataclasses.replace(settings, **cut_)
             actor.prepare_for_training_step()
             loss, metrics = actor.get_loss_and_metrics(batch, steps.bind(name, objective, 0), temperature=0.8)
             gradients = {

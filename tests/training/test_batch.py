@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rlkd_nemo.errors import ShapeError
-from rlkd_nemo.training.batch import SequenceBatch, collate, micro_batches, share
+from rlkd_nemo.training.batch import SequenceBatch, collate
+from rlkd_nemo.training.partition import MicroBatchSize
 
 
 def batch():
@@ -27,25 +28,18 @@ def test_collate_by_hand():
     assert got.fields["old"].tolist() == [[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_every_row_goes_to_one_rank_and_the_work_is_even(size):
-    lengths = [50, 3, 40, 8, 30, 9, 20, 10]
-    shares = [share(lengths, rank, size) for rank in range(size)]
-    assert sorted(sum(shares, [])) == list(range(8))
-    work = [sum(lengths[i] for i in rows) for rows in shares]
-    assert max(work) - min(work) <= max(lengths)
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_rows_make_an_idle_micro_batch(packed):
+    idle = collate(batch(), [], 0, MicroBatchSize(2, packed=packed, total_multiple=4))
+    assert idle.rows == [] and idle.tokens.tolist() == [[0, 0, 0, 0]]
+    assert float(idle.weights.abs().sum()) == 0 and not idle.mask.any()
+    assert idle.targets.numel() == idle.positions.numel() == idle.held.numel() == 0
+    assert {name: tuple(value.shape) for name, value in idle.fields.items()} == {"old": (1, 1)}
+    assert idle.segments == ([4] if packed else None)
 
 
-def test_ranks_with_less_to_do_make_idle_micro_batches():
-    made = list(micro_batches(batch(), [2], 2, 0, number=3))
-    assert [mb.rows for mb in made] == [[2], [], []]
-    assert all(float(mb.weights.abs().sum()) == 0 and not mb.mask.any() and mb.targets.numel() == 0 for mb in made[1:])
-
-
-def test_similar_lengths_share_a_micro_batch():
-    made = list(micro_batches(batch(), [0, 1, 2], 2, 0))
-    assert [mb.rows for mb in made] == [[0, 1], [2]]
-    assert made[1].tokens.shape == (1, 3)  # padded to its own longest only
+def test_a_micro_batch_is_padded_to_its_own_longest_only():
+    assert collate(batch(), [2], 0).tokens.shape == (1, 3)
 
 
 def test_wrong_lengths_are_named():
@@ -56,8 +50,28 @@ def test_wrong_lengths_are_named():
 
 
 def test_rows_are_padded_to_a_multiple():
-    got = collate(batch(), [0, 2], pad_id=0, multiple=4)
+    got = collate(batch(), [0, 2], 0, MicroBatchSize(2, total_multiple=4))
     assert got.tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0, 0], [5, 6, 12, 0, 0, 0, 0, 0]]
     assert got.positions.tolist() == [2, 3, 9]  # row 1 starts at 8
-    assert collate(batch(), [1], 0, multiple=4).tokens.shape == (1, 4)  # a multiple already
-    assert {mb.tokens.shape[1] % 4 for mb in micro_batches(batch(), [2], 2, 0, number=3, multiple=4)} == {0}
+    assert collate(batch(), [1], 0, MicroBatchSize(2, total_multiple=4)).tokens.shape == (1, 4)  # a multiple already
+    assert collate(batch(), [], 0, MicroBatchSize(2, total_multiple=4)).tokens.shape[1] % 4 == 0
+
+
+def test_packing_by_hand():
+    got = collate(batch(), [0, 1], 0, MicroBatchSize(2, packed=True))
+    assert got.tokens.tolist() == [[1, 2, 3, 7, 8, 4, 9, 10, 11]] and got.segments == [5, 4]
+    assert got.targets.tolist() == [7, 8, 9, 10, 11]
+    assert got.positions.tolist() == [2, 3, 5, 6, 7]
+    # per-token tensors stay [rows, tokens], as when padded
+    padded = collate(batch(), [0, 1], 0)
+    for name in ("mask", "weights", "held"):
+        assert getattr(got, name).equal(getattr(padded, name))
+    assert got.fields["old"].equal(padded.fields["old"]) and padded.segments is None
+
+
+def test_packed_rows_are_rounded_up():
+    size = MicroBatchSize(2, packed=True, multiple=4, total_multiple=16)
+    got = collate(batch(), [1, 2], 0, size)
+    # 4 and 3 tokens take 4 each; the last row takes what the sum lacks of 16
+    assert got.tokens.tolist() == [[4, 9, 10, 11, 5, 6, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0]] and got.segments == [4, 12]
+    assert got.positions.tolist() == [0, 1, 2, 5]

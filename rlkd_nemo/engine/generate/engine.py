@@ -18,7 +18,7 @@ from rlkd_nemo.engine.generate.decode import Decoder
 from rlkd_nemo.engine.generate.sampling import uniforms
 from rlkd_nemo.errors import ConfigError, InputError, RlkdError
 from rlkd_nemo.interfaces import Tokenizer
-from rlkd_nemo.training.batch import share
+from rlkd_nemo.training.partition import share
 from rlkd_nemo.types import Problem, Rollout
 
 

@@ -70,11 +70,6 @@ def padded_vocab_size(vocab_size: int, model: Model) -> int:
     return math.ceil(vocab_size / multiple) * multiple
 
 
-def row_multiple(model: Model) -> int:
-    """What the padded length of a micro-batch's rows must divide by: sequence parallelism cuts it over the TP ranks."""
-    return model.tensor_model_parallel_size if model.sequence_parallel else 1
-
-
 class RMSNorm:
     """`torch.nn.RMSNorm` under the signature of a layer spec.
 
