@@ -89,6 +89,11 @@ class Optim:
     overlap_grad_sync: bool = False  # gradients travel while the rest of the backward pass runs
     overlap_param_sync: bool = False  # updated weights travel while the next forward pass runs
     bucket_size: int | None = None  # parameters that travel together; null: Megatron's, 40 million or 1 million a rank
+    use_precision_aware_optimizer: bool = False  # states in the types below (Transformer Engine's Adam)
+    main_params_dtype: str = "fp32"  # fp32, fp16; fp32 costs two bytes beside bf16 weights
+    exp_avg_dtype: str = "fp32"  # fp32, bf16, fp16, fp8
+    exp_avg_sq_dtype: str = "fp32"  # fp32, bf16, fp16, fp8
+    offload_states: bool = False  # moments and masters in host memory while rollouts are sampled and scored
     sched: Schedule = field(default_factory=Schedule)
 
 

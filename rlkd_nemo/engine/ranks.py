@@ -308,6 +308,11 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])  # last: on CPU ranks the device's generator is this one
 
 
+def release_cached_memory() -> None:
+    """Give device memory that PyTorch keeps for later back, for others on the same device. Nothing on CPU ranks."""
+    torch.cuda.empty_cache()
+
+
 def close_ranks() -> None:
     """Leave the process groups; safe to call twice."""
     heartbeat.stop()

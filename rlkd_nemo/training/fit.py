@@ -83,6 +83,7 @@ class RLKDTrainer:
         """Train to `trainer.rlkd.max_steps`. Returns False if it was asked to stop (saved by then)."""
         loop = self.cfg.trainer.rlkd
         teacher_gate(self.objective_name, self.objective, self.cfg.gate)
+        self.actor.prepare_for_inference()
         self.sync()
         if self.state.step == 0 and loop.val_check_interval:
             self.on_step(0, self.validate())
