@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import flatten
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.state.checkpoint import latest, load_checkpoint, prune, save_checkpoint
-from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.errors import ConfigError, InputError
 from rlkd_nemo.interfaces import Tokenizer
+from rlkd_nemo.lifecycle.run_lock import RunLock
 from rlkd_nemo.lifecycle.signals import stop_requested
+from rlkd_nemo.lifecycle.wall_clock import WallClock
 from rlkd_nemo.log import set_step
 from rlkd_nemo.report.audit import RolloutAudit
 from rlkd_nemo.report.metrics import MetricsLog
@@ -51,7 +54,28 @@ class RunDirectory:
         self.metrics: MetricsLog | None = None
         self.audit: RolloutAudit | None = None
         self.progress: Progress | None = None
+        self.clock = WallClock(cfg.exp_manager.max_time_per_run, cfg.exp_manager.stop_margin_s)
+        self._lock = RunLock(directory)
         self._accuracy: float | None = None
+
+    def __enter__(self) -> RunDirectory:
+        """Hold the directory against other jobs. Raises InputError on every rank if it cannot be had or written."""
+        refusal: list[str | None] = [None]
+        if self.ranks.is_main:
+            try:
+                self._lock.acquire()
+            except InputError as err:
+                refusal = [str(err)]
+        if dist.get_world_size() > 1:
+            dist.broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise InputError(refusal[0])
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close the files and give the directory back."""
+        self.close()
+        self._lock.release()
 
     def resume(self, actor: RLKDActor) -> dict[str, Any] | None:
         """Load the newest checkpoint of this directory, if there is one and resuming is wanted; its extra state."""
@@ -90,6 +114,7 @@ class RunDirectory:
             self.metrics = MetricsLog(self.path, self.cfg.exp_manager, start_step=start_step)
             self.audit = RolloutAudit(self.path, self.cfg.exp_manager.audit_rollouts, start_step)
             self.progress = Progress(self.total_steps, self.description, start=start_step)
+        self.clock.start()
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
         """Log one step and move the progress line."""
@@ -115,6 +140,7 @@ class RunDirectory:
 
     def save(self, actor: RLKDActor, step: int, metrics: Mapping[str, float], extra: Mapping[str, Any]) -> None:
         """Checkpoint and keep the newest and the best."""
+        started = time.monotonic()
         kept = self.cfg.exp_manager.checkpoint_callback_params
         save_checkpoint(
             self.checkpoints,
@@ -128,10 +154,12 @@ class RunDirectory:
             prune(self.checkpoints, kept.save_last, kept.save_top_k, kept.mode)
         if dist.get_world_size() > 1:
             dist.barrier()
+        self.clock.saved(time.monotonic() - started)
 
     def stop_requested(self) -> bool:
-        """Has any rank been told to stop? The same answer on all."""
-        return agree(stop_requested(), self.ranks.device)
+        """Has any rank been told to stop, or is the job's time up? Once after each step; the same answer on all ranks."""
+        self.clock.step_done()
+        return agree(stop_requested() or self.clock.due(), self.ranks.device)
 
     def finish(self, summary: Mapping[str, Any], *, done: bool) -> None:
         """Close the files and write the report; summary.json only when the job is `done`."""

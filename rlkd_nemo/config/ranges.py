@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rlkd_nemo.config import duration
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
 
@@ -81,6 +82,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
     "demo.student": ("lr",),
 }
 NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
+    "exp_manager": ("stop_margin_s",),
     "trainer.rlkd": ("val_check_interval", "save_interval", "gradient_clip_val"),
     "trainer.sft": ("save_interval", "gradient_clip_val"),
     "model": ("seed",),
@@ -118,6 +120,11 @@ def problems(cfg: Config) -> Iterator[str]:
     betas = cfg.model.optim.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         yield f"model.optim.betas={betas} is out of range; wanted two numbers in [0, 1)"
+    if cfg.exp_manager.max_time_per_run is not None:
+        try:
+            duration.seconds(cfg.exp_manager.max_time_per_run)
+        except ValueError as err:
+            yield f"exp_manager.max_time_per_run={err}"
     if cfg.exp_manager.audit_rollouts < -1:
         yield f"exp_manager.audit_rollouts={cfg.exp_manager.audit_rollouts} is out of range; wanted -1 (all) or more"
 

@@ -59,6 +59,10 @@ class ExpManager:
 
     exp_dir: str = "results/rlkd"
     resume_if_exists: bool = True
+    max_time_per_run: str | None = (
+        None  # DD:HH:MM:SS from the allocation's start; then save and exit 3. null: Slurm's end
+    )
+    stop_margin_s: float | None = None  # kept free before that end; null: learned from the steps and saves so far
     create_tensorboard_logger: bool = True
     create_wandb_logger: bool = False
     wandb_project: str = "rlkd_nemo"
