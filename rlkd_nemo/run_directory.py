@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -19,8 +20,9 @@ from rlkd_nemo.config.load import to_yaml
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import flatten
 from rlkd_nemo.engine.actor import RLKDActor
-from rlkd_nemo.engine.state.checkpoint import latest, load_checkpoint, prune, save_checkpoint
-from rlkd_nemo.errors import ConfigError, InputError
+from rlkd_nemo.engine.state import retention
+from rlkd_nemo.engine.state.checkpoint import load_checkpoint, prune, save_checkpoint
+from rlkd_nemo.errors import CheckpointError, ConfigError, DamagedCheckpointError, InputError
 from rlkd_nemo.interfaces import Tokenizer
 from rlkd_nemo.lifecycle.run_lock import RunLock
 from rlkd_nemo.lifecycle.signals import stop_requested
@@ -78,11 +80,19 @@ class RunDirectory:
         self._lock.release()
 
     def resume(self, actor: RLKDActor) -> dict[str, Any] | None:
-        """Load the newest checkpoint of this directory, if there is one and resuming is wanted; its extra state."""
-        newest = latest(self.checkpoints) if self.cfg.exp_manager.resume_if_exists else None
-        if dist.get_world_size() > 1:
-            dist.barrier()  # every rank has looked before the main rank removes anything
-        if newest is None:
+        """Load the newest whole checkpoint of this directory, if there is one and resuming is wanted.
+
+        One that is damaged is kept under another name and the one before it is taken: said in the log as an error, and
+        kept in resumes.jsonl.
+
+        Returns: the extra state it was saved with; None when there was never a checkpoint.
+        Raises: CheckpointError when there are checkpoints and none is whole; ConfigError when settings differ.
+        """
+        wanted = self.cfg.exp_manager.resume_if_exists
+        candidates = retention.published(self.checkpoints) if wanted else []
+        set_aside = retention.damaged(self.checkpoints) if wanted else []
+        self._barrier()  # every rank has looked before the main rank removes anything
+        if not candidates and not set_aside:
             return None
         changed = changed_settings(self.path, self.cfg)
         if changed:
@@ -90,19 +100,43 @@ class RunDirectory:
                 f"{self.path} holds a run with other settings ({'; '.join(changed[:6])}): going on would mix two runs. "
                 "Set exp_manager.exp_dir to another directory, or exp_manager.resume_if_exists=false to start anew there"
             )
-        extra = load_checkpoint(newest, actor, tokenizer_pieces=self.tokens.pieces())
-        log.info("resumed from %s", newest)
-        return extra
+        skipped: list[dict[str, str]] = []
+        for path in reversed(candidates):
+            try:
+                extra = load_checkpoint(path, actor, tokenizer_pieces=self.tokens.pieces())
+            except DamagedCheckpointError as err:
+                self._barrier()  # every rank has seen it
+                if self.ranks.is_main:
+                    kept = retention.set_aside(path).name
+                    log.error("DAMAGED CHECKPOINT, trying the one before it: %s. Kept as %s", err, kept)
+                    skipped.append({"skipped_checkpoint": path.name, "kept_as": kept, "why": str(err)})
+                continue
+            log.info("resumed from %s", path)
+            self._record({"resumed_from": path.name, "skipped": skipped})
+            return extra
+        self._record({"resumed_from": None, "skipped": skipped})
+        raise CheckpointError(
+            f"no checkpoint in {self.checkpoints} is whole: all of them are kept as *{retention.DAMAGED}. Mend one and "
+            "give it its name back, or set exp_manager.resume_if_exists=false to start anew"
+        )
+
+    def _record(self, entry: Mapping[str, Any]) -> None:
+        if self.ranks.is_main:
+            with (self.path / "resumes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": time.time(), **entry}) + "\n")
+
+    def _barrier(self) -> None:
+        if dist.get_world_size() > 1:
+            dist.barrier()
 
     def clear(self) -> None:
         """Remove what an earlier run left: checkpoints, metrics, audit."""
         if self.ranks.is_main:
             for name in ("checkpoints", "rollouts", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "config.yaml", "summary.json", "report.html"):
+            for name in ("metrics.jsonl", "resumes.jsonl", "config.yaml", "summary.json", "report.html"):
                 (self.path / name).unlink(missing_ok=True)
-        if dist.get_world_size() > 1:
-            dist.barrier()
+        self._barrier()
 
     def open(self, start_step: int) -> None:
         """Start writing; steps after `start_step` that an earlier process logged will be replaced."""
@@ -152,8 +186,7 @@ class RunDirectory:
         )
         if self.ranks.is_main:
             prune(self.checkpoints, kept.save_last, kept.save_top_k, kept.mode)
-        if dist.get_world_size() > 1:
-            dist.barrier()
+        self._barrier()
         self.clock.saved(time.monotonic() - started)
 
     def stop_requested(self) -> bool:

@@ -47,7 +47,7 @@ class Trainer:
 class CheckpointCallback:
     """Which checkpoints stay."""
 
-    save_last: int = 1  # newest n
+    save_last: int = 2  # newest n; two, so that a damaged newest one has another before it
     save_top_k: int = 1  # best k by `monitor`
     monitor: str = "validation/accuracy"
     mode: str = "max"

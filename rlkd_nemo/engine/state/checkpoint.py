@@ -19,6 +19,7 @@ from rlkd_nemo.engine.ranks import restore_rng, rng_state
 
 import torch.distributed as dist
 
+from rlkd_nemo.engine.state import integrity
 from rlkd_nemo.engine.state.distributed import STORED_AS
 from rlkd_nemo.engine.state.meta import (
     FORMAT_VERSION,
@@ -33,7 +34,7 @@ from rlkd_nemo.engine.state.meta import (
 )
 from rlkd_nemo.engine.state.retention import META, TEMPORARY, best, checkpoint_path, clean, discard, latest, prune
 from rlkd_nemo.engine.state.storage import ShardedObject, read_state, sync_to_disk, together, write_state
-from rlkd_nemo.errors import CheckpointError
+from rlkd_nemo.errors import CheckpointError, DamagedCheckpointError
 
 __all__ = ["best", "latest", "load_checkpoint", "model_from_checkpoint", "prune", "read_meta", "save_checkpoint"]
 
@@ -63,12 +64,13 @@ def save_checkpoint(
     directory = Path(directory)
     final = checkpoint_path(directory, step)
     unfinished = final.with_name(final.name + TEMPORARY)
-    meta = json.dumps(_describe(actor, step, extra, tokenizer_pieces, metric), indent=2)
+    meta = _describe(actor, step, extra, tokenizer_pieces, metric)
     what = f"checkpoint of step {step} was not written to {directory}, earlier ones are untouched"
     try:
         together(lambda: _prepare(unfinished), what)
         write_state(_state(actor, training=_trains(actor)), unfinished, what)
-        together(lambda: _publish(unfinished, final, meta), what)
+        meta["files"] = integrity.fingerprints(unfinished, what)
+        together(lambda: _publish(unfinished, final, json.dumps(meta, indent=2)), what)
     except CheckpointError as err:
         if _is_main():
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -88,11 +90,13 @@ def load_checkpoint(
         actor: an RLKDActor, or a bare model of `build_model`.
         weights_only: leave optimizer, schedule, `updates` and random numbers alone: a start model, a teacher.
         tokenizer_pieces: if given, the vocabulary's pieces are compared, not just their number.
-    Raises: CheckpointError when there is no such checkpoint, it holds another model or vocabulary, no training state
-        or one of another precision, or it cannot be read.
+    Raises: DamagedCheckpointError when its files are not what was written; CheckpointError when there is no such
+        checkpoint, it holds another model or vocabulary, no training state or one of another precision, or it cannot
+        be read.
     """
     path = Path(path)
     meta = read_meta(path)
+    integrity.check(path)
     check_model(path, meta, actor.settings, actor.vocab_size)
     if tokenizer_pieces is not None:
         check_pieces(path, meta, tokenizer_pieces)
@@ -103,7 +107,12 @@ def load_checkpoint(
     template = _state(
         actor, training=training and meta["optimizer_stepped"], rng=training and same_layout, loading=True
     )
-    state = read_state(template, path, f"{path} cannot be read")
+    try:
+        state = read_state(template, path, f"{path} cannot be read")
+    except CheckpointError as err:
+        if "files" in meta:
+            raise  # they are what was written: this model cannot take them
+        raise DamagedCheckpointError(str(err)) from err
     actor.hidden_model.load_state_dict(state["model"])
     if not training:
         if _trains(actor):
