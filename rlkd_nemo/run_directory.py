@@ -21,12 +21,14 @@ from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import flatten
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.state import retention
-from rlkd_nemo.engine.state.checkpoint import load_checkpoint, prune, save_checkpoint
+from rlkd_nemo.engine.state.background import Background
+from rlkd_nemo.engine.state.checkpoint import begin_save, load_checkpoint, prune, save_checkpoint
 from rlkd_nemo.errors import CheckpointError, ConfigError, DamagedCheckpointError, InputError
 from rlkd_nemo.interfaces import Tokenizer
 from rlkd_nemo.lifecycle.run_lock import RunLock
 from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.lifecycle.wall_clock import WallClock
+from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.log import set_step
 from rlkd_nemo.report.audit import RolloutAudit
 from rlkd_nemo.report.metrics import MetricsLog
@@ -37,6 +39,9 @@ from rlkd_nemo.training.exchange import agree
 from rlkd_nemo.training.step import Experience
 
 log = logging.getLogger(__name__)
+
+# After an error, so long for an asynchronous save to end; if a rank is gone it never does.
+_LAST_SAVE_S = 10.0
 
 
 class RunDirectory:
@@ -58,6 +63,7 @@ class RunDirectory:
         self.progress: Progress | None = None
         self.clock = WallClock(cfg.exp_manager.max_time_per_run, cfg.exp_manager.stop_margin_s)
         self._lock = RunLock(directory)
+        self._background: Background | None = None
         self._accuracy: float | None = None
 
     def __enter__(self) -> RunDirectory:
@@ -75,9 +81,15 @@ class RunDirectory:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Close the files and give the directory back."""
-        self.close()
-        self._lock.release()
+        """Close the files and give the directory back; a save in flight may still end, unless its ranks are gone."""
+        try:
+            if self._background is not None and self._background.busy:
+                self._background.wait(_LAST_SAVE_S)
+        except CheckpointError as err:
+            log.error("%s", err)  # beside the error that ends the job
+        finally:
+            self._close_files()
+            self._lock.release()
 
     def resume(self, actor: RLKDActor) -> dict[str, Any] | None:
         """Load the newest whole checkpoint of this directory, if there is one and resuming is wanted.
@@ -173,25 +185,42 @@ class RunDirectory:
             self.audit.write(step, experience.rollouts, experience.scores, experience.advantages.tolist())
 
     def save(self, actor: RLKDActor, step: int, metrics: Mapping[str, float], extra: Mapping[str, Any]) -> None:
-        """Checkpoint and keep the newest and the best."""
-        started = time.monotonic()
+        """Checkpoint and keep the newest and the best; with `async_save` it is written while training goes on.
+
+        Raises: CheckpointError on every rank if any could not write, this time or the asynchronous save before.
+        """
         kept = self.cfg.exp_manager.checkpoint_callback_params
-        save_checkpoint(
-            self.checkpoints,
-            step,
-            actor,
-            extra=extra,
-            tokenizer_pieces=self.tokens.pieces(),
-            metric=metrics.get(kept.monitor),
-        )
+        self._collect()
+        started = time.monotonic()
+        known = {"extra": extra, "tokenizer_pieces": self.tokens.pieces(), "metric": metrics.get(kept.monitor)}
+        with deadline(self.cfg.trainer.watchdog_s, f"save of step {step}"):
+            if kept.async_save:
+                self._background = self._background or Background()
+                begin_save(self._background, self.checkpoints, step, actor, **known)
+                return
+            save_checkpoint(self.checkpoints, step, actor, **known)
+            self._prune()
+        self.clock.saved(time.monotonic() - started)
+
+    def _prune(self) -> None:
+        kept = self.cfg.exp_manager.checkpoint_callback_params
         if self.ranks.is_main:
             prune(self.checkpoints, kept.save_last, kept.save_top_k, kept.mode)
         self._barrier()
-        self.clock.saved(time.monotonic() - started)
+
+    def _collect(self) -> None:
+        """Wait for the asynchronous save in flight, if there is one. Raises what it raised."""
+        if self._background is not None and self._background.busy:
+            with deadline(self.cfg.trainer.watchdog_s, f"waiting for the {self._background.what}"):
+                self._background.wait()
+            self.clock.saved(self._background.spent_s)
+            self._prune()
 
     def stop_requested(self) -> bool:
         """Has any rank been told to stop, or is the job's time up? Once after each step; the same answer on all ranks."""
         self.clock.step_done()
+        if self._background is not None and self._background.busy and self._background.done(self.ranks.device):
+            self._collect()
         return agree(stop_requested() or self.clock.due(), self.ranks.device)
 
     def finish(self, summary: Mapping[str, Any], *, done: bool) -> None:
@@ -203,7 +232,11 @@ class RunDirectory:
             write_report(self.path, title=f"rlkd_nemo: {self.description}", summary=summary)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Wait for a save in flight, then flush and close the files. Raises what the save raised."""
+        self._collect()
+        self._close_files()
+
+    def _close_files(self) -> None:
         for part in (self.progress, self.metrics):
             if part is not None:
                 part.close()

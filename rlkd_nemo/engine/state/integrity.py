@@ -24,16 +24,18 @@ _BLOCK = 1 << 22
 _OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
 
 
-def fingerprints(directory: Path, what: str) -> dict[str, list[int]]:
+def fingerprints(directory: Path, what: str, group: dist.ProcessGroup | None = None) -> dict[str, list[int]]:
     """`{file: [bytes, CRC-32]}` of all files there but the meta. All ranks call; same result on each.
 
     Raises: CheckpointError beginning with `what`, on every rank.
     """
     mine = together(
-        lambda: {p.name: _fingerprint(p) for p in directory.iterdir() if p.name != META and _is_mine(p.name)}, what
+        lambda: {p.name: _fingerprint(p) for p in directory.iterdir() if p.name != META and _is_mine(p.name)},
+        what,
+        group,
     )
     parts: list[dict[str, list[int]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, mine)
+    dist.all_gather_object(parts, mine, group=group)
     return {name: values for part in parts for name, values in sorted(part.items())}
 
 

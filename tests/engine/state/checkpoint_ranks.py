@@ -11,6 +11,7 @@ import random
 import resource
 import shutil
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -25,7 +26,8 @@ from rlkd_nemo.config.schema import Model, Optim, Schedule
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.scoring import sequence_log_probs
-from rlkd_nemo.engine.state import checkpoint
+from rlkd_nemo.engine.state import checkpoint, storage
+from rlkd_nemo.engine.state.background import Background
 from rlkd_nemo.errors import CheckpointError
 from rlkd_nemo.run_directory import RunDirectory
 from rlkd_nemo.training.batch import SequenceBatch
@@ -172,6 +174,7 @@ def tensor_parallel(root, warned):
     errors(root, path, actor, ranks)
     full_disk(root, actor)
     falls_back(root / "run", ranks)
+    in_background(root / "background", ranks)
     untrained(root / "untrained", ranks)
     half_precision(root / "bf16", path, ranks)
     return path
@@ -222,6 +225,36 @@ def falls_back(root, ranks):
     dist.barrier()
     refused("none_is_whole", run.resume, actor)
     refused("still_none", run.resume, actor)
+
+
+def in_background(root, ranks):
+    """An asynchronous save while training goes on, against a synchronous one of the same state; and a failing one."""
+    actor = new_actor(ranks, tp=2)
+    train(actor, 2)
+    told = checkpoint.read_meta(save(root / "sync", 2, actor))
+    background = Background()
+    options = {"extra": {"step": 2}, "tokenizer_pieces": PIECES}
+    hold, release = storage.checkpoint.save, threading.Event()
+
+    def late(*args, **kwargs):
+        assert release.wait(60)
+        return hold(*args, **kwargs)
+
+    storage.checkpoint.save = late
+    checkpoint.begin_save(background, root / "async", 2, actor, **options)
+    train(actor, 1)  # its weights are no longer what is being written
+    SEEN["while_writing"] = [background.busy, background.done(), sorted(p.name for p in (root / "async").iterdir())]
+    release.set()
+    background.wait()
+    storage.checkpoint.save = hold
+    written = checkpoint.read_meta(root / "async" / "step-000002")
+    SEEN["sync_and_async"] = [{**m["files"], ".metadata": 0} for m in (told, written)]
+    SEEN["after_writing"] = [background.busy, sorted(p.name for p in (root / "async").iterdir())]
+    with FileSizeLimit(rank=1, size=20_000):
+        checkpoint.begin_save(background, root / "async", 3, actor, **options)
+        refused("background_failed", background.wait)
+    dist.barrier()
+    SEEN["after_failure"] = [background.busy, sorted(p.name for p in (root / "async").iterdir())]
 
 
 def full_disk(root, actor):

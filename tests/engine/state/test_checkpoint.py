@@ -154,6 +154,21 @@ def test_a_run_without_a_whole_checkpoint_never_starts_anew_by_itself(seen):
         assert "is whole" in message and "exp_manager.resume_if_exists=false" in message
 
 
+def test_an_asynchronous_save_holds_what_a_synchronous_one_does(seen):
+    busy, done, there = seen.while_writing
+    assert busy and not done and there == ["step-000002.tmp"]  # unpublished while training goes on
+    sync, background = seen.sync_and_async
+    assert sync == background and len(sync) == 5  # sizes and sums of every file, though the weights had moved on
+    assert seen.after_writing == [False, ["step-000002"]]
+
+
+def test_a_failed_asynchronous_save_is_the_same_error_everywhere_and_harms_nothing(seen):
+    assert "step 3 was not written" in seen.background_failed
+    assert "rank 1: OSError: [Errno 27] File too large" in seen.background_failed
+    assert "MiB are free" in seen.background_failed
+    assert seen.after_failure == [False, ["step-000002"]]
+
+
 def test_meta_tells_what_a_person_wants_to_know(seen):
     assert seen.meta["step"] == seen.meta["updates"] == 3
     assert seen.meta["layout"] == {"tensor": 2, "pipeline": 1, "data": 1}
