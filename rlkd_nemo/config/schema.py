@@ -38,7 +38,7 @@ class Trainer:
     precision: str = "32"  # 32 or bf16 (fp32 master weights, fp32 log-probs)
     watchdog_s: float = 45.0  # longest time without progress (a micro-batch, a token) before the job ends with stacks
     heartbeat_s: float = 30.0  # longest time without a sign of life from a rank's process
-    collective_timeout_s: float = 1800.0  # longest wait of one rank for another that still makes progress
+    collective_timeout_s: float = 1800.0  # longest wait for a rank that still gets on, and longest save
     rlkd: Loop = field(default_factory=Loop)
     sft: SFTLoop = field(default_factory=SFTLoop)
 
