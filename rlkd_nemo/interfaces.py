@@ -125,6 +125,9 @@ class Actor(Protocol):
     def finish_training(self) -> None:
         """Leave training mode."""
 
+    def prepare_for_inference(self) -> None:
+        """Enter inference mode; optimizer states may leave the device."""
+
     def get_inference_log_probs(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, temperature: float
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
