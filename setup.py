@@ -44,6 +44,8 @@ setup(
         "fp8": ["transformer-engine[pytorch]>=2.1"],
         "aligner": ["nemo-aligner==0.7.0", "nemo-toolkit[nlp]==2.1.0"],
         "wandb": ["wandb>=0.17"],
+        # What benchmarks measure against.
+        "bench": ["trl>=1.16,<2", "accelerate>=1.10"],
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -133,6 +133,7 @@ def _flat(cfg: Config) -> Config:
     flat = copy.deepcopy(cfg)
     flat.model.tensor_model_parallel_size = flat.model.pipeline_model_parallel_size = 1
     flat.model.context_parallel_size = flat.rollout.tensor_model_parallel_size = 1
+    flat.model.sequence_parallel = False
     return flat
 
 

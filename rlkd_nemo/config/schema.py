@@ -83,6 +83,10 @@ class Optim:
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
+    use_distributed_optimizer: bool = False  # moments and fp32 masters cut over data-parallel ranks (arXiv:1910.02054)
+    overlap_grad_sync: bool = False  # gradients travel while the rest of the backward pass runs
+    overlap_param_sync: bool = False  # updated weights travel while the next forward pass runs
+    bucket_size: int | None = None  # parameters that travel together; null: Megatron's, 40 million or 1 million a rank
     sched: Schedule = field(default_factory=Schedule)
 
 
@@ -134,14 +138,20 @@ class Model:
     tensor_model_parallel_size: int = 2
     pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1  # ranks that share the tokens of each row
+    sequence_parallel: bool = False  # cut norms and residuals over the tensor-parallel ranks too (arXiv:2205.05198)
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
-    micro_batch_tokens: int | None = (
-        None  # tokens a rank, padding included, instead of sequences; null: count sequences
-    )
+    micro_batch_tokens: int | None = None  # tokens a rank, padding included, instead; null: count sequences
     forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
     packed_sequences: bool = False  # rows of a micro-batch end to end instead of padded to the longest
-    log_prob_chunk_tokens: int = 8192  # tokens whose logits exist at once; 1024 for vocabularies of 100k
+    log_prob_chunk_tokens: int = 4096  # tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary
+    # Activations thrown away and made again in backward; full: whole layers; selective: core
+    # attention only, which spares next to nothing where the kernel is fused, as it is here.
+    activations_checkpoint_granularity: str | None = None  # full, selective; null: all are kept
+    activations_checkpoint_method: str | None = (
+        None  # full: uniform (units of num_layers) or block (the first num_layers)
+    )
+    activations_checkpoint_num_layers: int | None = None  # full: of each pipeline stage
     seed: int = 0
     optim: Optim = field(default_factory=Optim)
 

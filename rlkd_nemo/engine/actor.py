@@ -57,7 +57,7 @@ class RLKDActor:
         self.model = self.bare_model
         self.optimizer = self.scheduler = None
         if trainable:
-            self.model = wrap_for_training(self.bare_model)
+            self.model = wrap_for_training(self.bare_model, model.optim)
             self.optimizer, self.scheduler = build_optimizer(
                 self.model, model.optim, gradient_clip_val=gradient_clip_val, total_updates=total_updates
             )
@@ -68,7 +68,8 @@ class RLKDActor:
         self.model.train()
 
     def finish_training(self) -> None:
-        """Leave training mode."""
+        """Leave training mode, every weight in its place."""
+        self.hidden_model.settle()
         self.model.eval()
 
     def prepare_for_training_step(self) -> None:

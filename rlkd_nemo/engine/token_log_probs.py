@@ -1,13 +1,24 @@
 """Log-probs and entropies of given tokens straight from hidden states, for student, old, reference and teacher alike.
 
-The logits of `chunk` tokens exist at a time, this rank's share of the vocabulary only; backward makes them again.
-Columns that only pad the vocabulary are left out of the soft-max. Arithmetic is fp32 whatever the weights are.
+The logits exist one tile at a time: a block of tokens by a slice of this rank's share of the vocabulary. A running
+maximum and running sums join the tiles (an online soft-max), so the tensor-parallel ranks speak once a call, not once
+a tile; backward makes each tile again and turns it into its gradient in place. Columns that only pad the vocabulary
+have probability 0. Arithmetic is fp32 whatever the weights are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
+
+# Numbers in a tile: 64 MiB of fp32 logits. Large enough for square matrix products at full speed.
+TILE = 1 << 24
+# On a CPU the passes over a tile go a few rows at a time, which stay in its cache; a GPU takes a tile at once.
+_CACHED = 1 << 18
+# Logit of columns that only pad the vocabulary: e^x is 0, and unlike -inf it stays a number when multiplied by that 0.
+_NEVER = -1e30
 
 
 def token_log_probs(
@@ -18,7 +29,7 @@ def token_log_probs(
     vocab_size: int,
     temperature: float = 1.0,
     group: dist.ProcessGroup | None = None,
-    chunk: int = 1024,
+    chunk: int = 4096,
     reduce_grad: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log softmax(hidden @ weight.T / temperature)[target] and the entropy of that distribution.
@@ -28,7 +39,7 @@ def token_log_probs(
         weight: [padded vocabulary / TP, hidden], this rank's rows, in order of rank.
         targets: int64 [tokens], ids below `vocab_size`.
         group: the tensor-parallel group; None for one rank.
-        chunk: tokens whose logits exist at once; memory is chunk x vocabulary / TP floats.
+        chunk: tokens of a tile; its columns are as many as keep it at 64 MiB of logits.
         reduce_grad: sum the gradient of `hidden` over `group`; False where a gather's backward does it.
     Returns: float32 [tokens] log-probs (nats, differentiable) and float32 [tokens] entropies (nats, detached).
     Rows whose incoming gradient is zero cost nothing in backward.
@@ -41,53 +52,67 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, vocab_size, temperature, group, chunk, reduce_grad):
         size = dist.get_world_size(group) if group is not None else 1
         first = (dist.get_rank(group) if size > 1 else 0) * weight.shape[0]
+        num_real = min(max(vocab_size - first, 0), weight.shape[0])  # the last ranks may hold nothing but padding
         local = targets - first
         owned = (local >= 0) & (local < weight.shape[0])
         local = local.clamp(0, weight.shape[0] - 1)
-        log_z = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        picked = torch.empty_like(log_z)
-        entropy = torch.empty_like(log_z)
-        for part in _chunks(targets.shape[0], chunk):
-            logits = _logits(hidden[part], weight, vocab_size - first, temperature)
-            top = logits.amax(-1)
-            if size > 1:
-                dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
-            target = logits.gather(-1, local[part, None]).squeeze(-1) - top
-            shifted = logits.sub_(top[:, None])
-            exp = shifted.exp()
-            # 0 * -inf in padding columns would be NaN in the entropy.
-            weighted = exp * shifted.masked_fill(exp == 0, 0.0)
-            sums = torch.stack([exp.sum(-1), target.masked_fill(~owned[part], 0.0), weighted.sum(-1)])
-            if size > 1:
-                dist.all_reduce(sums, group=group)  # one call: gloo and NCCL pay by the call at this size
-            log_sum = sums[0].log()
-            log_z[part] = top + log_sum
-            picked[part] = sums[1] - log_sum
-            entropy[part] = log_sum - sums[2] / sums[0]
+
+        # Over this rank's columns: maximum, sum of e^(x - max), target's logit, sum of e^(x - max) (x - max).
+        top = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        sums = torch.zeros((3, *targets.shape), dtype=torch.float32, device=hidden.device)
+        tiles = _Tiles(hidden, weight, num_real, temperature, chunk)
+        for rows, columns in tiles.of(targets.shape[0]):
+            logits = tiles.logits(hidden[rows], columns)
+            here, column = _place(local[rows], owned[rows], columns)
+            sums[1, rows] += torch.where(here, logits.gather(-1, column[:, None]).squeeze(-1), 0.0)
+            _fold(logits, top[rows], sums[0, rows], sums[2, rows], first_tile=columns.start == 0, spare=tiles.spare)
+        whole = top
+        if size > 1:
+            whole = top.clone()
+            dist.all_reduce(whole, dist.ReduceOp.MAX, group=group)
+            _shift(top, whole, sums[0], sums[2])
+        sums[1] -= torch.where(owned, whole, 0.0)
+        if size > 1:
+            dist.all_reduce(sums, group=group)  # one call: gloo and NCCL pay by the call at this size
+        log_sum = sums[0].log()
+        log_z = whole + log_sum
         ctx.save_for_backward(hidden, weight, local, owned, log_z)
-        ctx.args = (vocab_size - first, temperature, group if size > 1 and reduce_grad else None, chunk)
+        ctx.args = (num_real, temperature, group if size > 1 and reduce_grad else None, chunk)
+        entropy = log_sum - sums[2] / sums[0]
         ctx.mark_non_differentiable(entropy)
-        return picked, entropy
+        return sums[1] - log_sum, entropy
 
     @staticmethod
     def backward(ctx, grad, _):
         hidden, weight, local, owned, log_z = ctx.saved_tensors
         num_real, temperature, group, chunk = ctx.args
-        grad_hidden = torch.zeros_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         live = grad.nonzero().squeeze(-1)
-        for part in _chunks(live.shape[0], chunk):
-            rows = live[part]
-            states = hidden[rows]
-            logits = _logits(states, weight, num_real, temperature)
+        every = live.shape[0] == grad.shape[0]
+        states, grad, log_z, local, owned = (
+            part if every else part[live] for part in (hidden, grad, log_z, local, owned)
+        )
+        grad_states = torch.zeros(states.shape, dtype=torch.float32, device=hidden.device)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        tiles = _Tiles(states, weight, num_real, temperature, chunk)
+        scale = grad / temperature
+        for rows, columns in tiles.of(live.shape[0]):
             # d log p(target) / d logits = onehot - softmax
-            slope = logits.sub_(log_z[rows, None]).exp_().neg_()
-            slope.scatter_add_(-1, local[rows, None], owned[rows, None].to(slope.dtype))
-            slope.mul_((grad[rows] / temperature)[:, None])
+            slope = tiles.logits(states[rows], columns)
+            here, column = _place(local[rows], owned[rows], columns)
+            for some in _parts(slope):
+                part = slope[some]
+                part.sub_(log_z[rows][some, None]).exp_().neg_()
+                part.scatter_add_(-1, column[some, None], here[some, None].to(part.dtype))
+                part.mul_(scale[rows][some, None])
             slope = slope.to(weight.dtype)
-            grad_hidden[rows] = (slope @ weight).to(hidden.dtype)
+            _add_product(grad_states[rows], slope, weight[columns])
             if grad_weight is not None:
-                grad_weight += slope.T @ states
+                _add_product(grad_weight[columns], slope.T, states[rows])
+        if every:
+            grad_hidden = grad_states.to(hidden.dtype)
+        else:
+            grad_hidden = torch.zeros_like(hidden)
+            grad_hidden[live] = grad_states.to(hidden.dtype)
         if group is not None:
             dist.all_reduce(grad_hidden, group=group)
         if grad_weight is not None:
@@ -95,15 +120,90 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, num_real: int, temperature: float) -> torch.Tensor:
-    """fp32 [tokens, local vocabulary]; columns from `num_real` on are padding and become -inf."""
-    logits = (hidden @ weight.T).float()
-    if temperature != 1.0:
-        logits /= temperature
-    if num_real < weight.shape[0]:
-        logits[:, max(num_real, 0) :] = float("-inf")
-    return logits
+class _Tiles:
+    """The tiles of [tokens, vocabulary] and the one buffer that their logits share."""
+
+    def __init__(
+        self, hidden: torch.Tensor, weight: torch.Tensor, num_real: int, temperature: float, chunk: int
+    ) -> None:
+        self.weight, self.num_real, self.temperature = weight, num_real, temperature
+        self.num_rows = max(1, min(chunk, hidden.shape[0]))
+        self.num_columns = max(1, min(weight.shape[0], TILE // self.num_rows))
+        size = self.num_rows * self.num_columns
+        self.buffer = hidden.new_empty(size) if hidden.dtype == torch.float32 else None
+        cached = size if hidden.is_cuda else min(size, max(_CACHED, self.num_columns))
+        self.spare = torch.empty(cached, dtype=torch.float32, device=hidden.device)
+
+    def of(self, tokens: int) -> Iterator[tuple[slice, slice]]:
+        """(rows, columns) of each tile; all tiles of a block of tokens one after another."""
+        for row in range(0, tokens, self.num_rows):
+            for column in range(0, self.weight.shape[0], self.num_columns):
+                last = min(column + self.num_columns, self.weight.shape[0])
+                yield slice(row, min(row + self.num_rows, tokens)), slice(column, last)
+
+    def logits(self, states: torch.Tensor, columns: slice) -> torch.Tensor:
+        """fp32 [rows, columns], valid until the next call."""
+        part = self.weight[columns]
+        if self.buffer is None:
+            logits = (states @ part.T).float()
+        else:
+            shape = (states.shape[0], part.shape[0])
+            logits = torch.mm(states, part.T, out=self.buffer[: shape[0] * shape[1]].view(shape))
+        if self.temperature != 1.0:
+            logits.div_(self.temperature)
+        if columns.stop > self.num_real:
+            logits[:, max(self.num_real - columns.start, 0) :] = _NEVER
+        return logits
 
 
-def _chunks(total: int, size: int):
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+def _place(local: torch.Tensor, owned: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether each row's target is in this tile, and its column there (some column where it is not)."""
+    here = owned & (local >= columns.start) & (local < columns.stop)
+    return here, (local - columns.start).clamp(0, columns.stop - columns.start - 1)
+
+
+def _fold(
+    logits: torch.Tensor,
+    top: torch.Tensor,
+    total: torch.Tensor,
+    weighted: torch.Tensor,
+    *,
+    first_tile: bool,
+    spare: torch.Tensor,
+) -> None:
+    """Join a tile to the running maximum and sums, in place; `logits` is used up."""
+    for some in _parts(logits):
+        part = logits[some]
+        highest = part.amax(-1)
+        if not first_tile:
+            highest = torch.maximum(highest, top[some])
+            _shift(top[some], highest, total[some], weighted[some])
+        part.sub_(highest[:, None])
+        exp = torch.exp(part, out=spare[: part.numel()].view(part.shape))
+        total[some] += exp.sum(-1)
+        weighted[some] += exp.mul_(part).sum(-1)
+        top[some] = highest
+
+
+def _shift(old: torch.Tensor, new: torch.Tensor, total: torch.Tensor, weighted: torch.Tensor) -> None:
+    """The sums relative to maximum `new` instead of `old`, in place."""
+    gap = old - new
+    ratio = gap.exp()
+    weighted.add_(gap * total).mul_(ratio)
+    total.mul_(ratio)
+
+
+def _parts(tile: torch.Tensor) -> Iterator[slice]:
+    """Blocks of rows that a pass takes at once."""
+    step = tile.shape[0] if tile.is_cuda else max(1, _CACHED // tile.shape[1])
+    return (slice(start, min(start + step, tile.shape[0])) for start in range(0, tile.shape[0], step))
+
+
+def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """out += a @ b for an fp32 `out`; half-precision products are not rounded before they are summed."""
+    if a.dtype == torch.float32:
+        out.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    else:
+        out.addmm_(a.float(), b.float())

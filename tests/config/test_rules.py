@@ -9,6 +9,8 @@ from rlkd_nemo.errors import ConfigError
 
 MANY = "model.num_attention_heads=8 model.num_query_groups=4 trainer.devices=8"
 
+FULL = "model.activations_checkpoint_granularity=full model.activations_checkpoint_method="
+
 
 def broken(*overrides):
     return check(load("rlkd_demo", overrides))
@@ -28,6 +30,20 @@ CASES = [
     ("model.hidden_size=98 model.num_attention_heads=4", "model.hidden_size=98", "model.kv_channels"),
     ("model.hidden_size=12", "3 channels", "model.kv_channels"),
     ("model.num_layers=3 model.pipeline_model_parallel_size=2 trainer.devices=4", "model.num_layers=3", "1, 3"),
+    ("model.sequence_parallel=true model.tensor_model_parallel_size=1", "model.sequence_parallel=true", "size=1"),
+    ("model.activations_checkpoint_granularity=fulll", "model.activations_checkpoint_granularity='fulll'", "mean full"),
+    ("model.activations_checkpoint_method=blok", "model.activations_checkpoint_method='blok'", "uniform, block"),
+    ("model.activations_checkpoint_method=block", "model.activations_checkpoint_method=block", "found null"),
+    ("model.activations_checkpoint_granularity=selective model.activations_checkpoint_num_layers=1",
+     "model.activations_checkpoint_num_layers=1", "found selective"),
+    ("model.activations_checkpoint_granularity=full", "activations_checkpoint_method", "uniform and 1"),
+    (FULL + "uniform model.activations_checkpoint_num_layers=3", "activations_checkpoint_num_layers=3", "not divide"),
+    (FULL + "block model.activations_checkpoint_num_layers=5", "activations_checkpoint_num_layers=5", "4 layers"),
+    ("model.optim.overlap_param_sync=true model.optim.overlap_grad_sync=true", "model.optim.overlap_param_sync=true",
+     "model.optim.use_distributed_optimizer=true"),
+    ("model.optim.overlap_param_sync=true model.optim.use_distributed_optimizer=true",
+     "model.optim.overlap_param_sync=true", "model.optim.overlap_grad_sync=true"),
+    ("model.optim.bucket_size=1000", "model.optim.bucket_size=1000", "model.optim.overlap_grad_sync=true"),
     ("rollout.tensor_model_parallel_size=4", "rollout.tensor_model_parallel_size=4", "neither 1"),
     ("model.tensor_model_parallel_size=1 data.global_batch_size=31", "data.global_batch_size=31", "multiple of 2"),
     ("rlkd.updates_per_batch=3", "rlkd.num_prompts=16", "1, 2, 4, 8, 16"),
@@ -92,6 +108,12 @@ def test_a_broken_rule_is_one_sentence(overrides, key, told):
         "model.tensor_model_parallel_size=1 model.pipeline_model_parallel_size=1",
         "model.tensor_model_parallel_size=4 rollout.tensor_model_parallel_size=4 " + MANY,
         "model.kv_channels=32 model.hidden_size=98",
+        "model.sequence_parallel=true",
+        "model.optim.overlap_grad_sync=true model.optim.bucket_size=1000",
+        "model.optim.use_distributed_optimizer=true model.optim.overlap_grad_sync=true model.optim.overlap_param_sync=true",
+        "model.activations_checkpoint_granularity=selective",
+        FULL + "block model.activations_checkpoint_num_layers=3",
+        FULL + "uniform model.activations_checkpoint_num_layers=2",
         "rollout.max_new_tokens=127",
         "model.context_parallel_size=2 model.micro_batch_tokens=64 model.packed_sequences=true",
         "model.micro_batch_tokens=128 model.forward_micro_batch_tokens=4096",

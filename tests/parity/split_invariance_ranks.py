@@ -1,6 +1,7 @@
 """Rank script: loss and gradients of one layout against the single rank's, for every objective and cut of an update.
 
-Usage: split_invariance_ranks.py TP PP CP REFERENCE.pt; one rank writes the reference, several compare with it.
+Usage: split_invariance_ranks.py TP PP CP REFERENCE.pt; one rank writes the reference, several compare with it. Each
+layout is also run with what must not change the result either: sequence parallelism, recomputation.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from known_weights import cut, fill, global_name
 
 from rlkd_nemo.config.objectives import GRPO, KDRL, OPD, TRRD
 from rlkd_nemo.config.schema import Model, Overlong
+from rlkd_nemo.engine import token_log_probs
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.training import step as steps
 from rlkd_nemo.types import Component, Failure, Problem, Rollout, Score
@@ -38,6 +40,9 @@ CUTS = [
 VOCAB = 29  # padded to 32 or 48: padding must not count
 
 
+token_log_probs.TILE = 40  # with chunks of 5 tokens: 8 columns, so that several tiles are joined on every rank
+
+
 def experience():
     """Four groups of three, ragged; one whole group and one more row failed by the system."""
     draw = torch.Generator().manual_seed(3)
@@ -55,16 +60,57 @@ def experience():
     return steps.advantage(rollouts, scores, std="population", overlong=Overlong(), max_new_tokens=16, scale=1.0)
 
 
+def variants(tp, cp):
+    """Settings of the model beside its layout, by name."""
+    named = {"plain": {}}
+    if tp > 1:
+        named["sequence parallel"] = {"sequence_parallel": True}
+    full = {"activations_checkpoint_granularity": "full", "activations_checkpoint_num_layers": 1}
+    named["recompute full"] = {**full, "activations_checkpoint_method": "uniform", "sequence_parallel": tp > 1}
+    if cp > 1:  # one each, with all that goes together
+        return {"recompute full": named["recompute full"]} if tp > 1 else {"plain": {}}
+    if tp > 1:
+        named["recompute block"] = {**full, "activations_checkpoint_method": "block"}
+    named["recompute selective"] = {"activations_checkpoint_granularity": "selective"}
+    return named
+
+
 def main(tp, pp, cp, path):
     ranks = init_ranks(tp, pp, context_parallel_size=cp)
+    layout = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp, "context_parallel_size": cp}
+    for name, changes in variants(tp, cp).items():
+        compare(name, ranks, path, **layout, **changes)
+    close_ranks()
+
+
+def kept_for_backward(actor):
+    """Bytes of the activations that a forward pass in training keeps; parameters are not counted."""
+    parameters = {parameter.data_ptr() for parameter in actor.model.parameters()}
+    kept = {}
+
+    def count(tensor):
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = max(kept.get(tensor.data_ptr(), 0), tensor.nbytes)
+        held.append(tensor)  # no address may be used twice while counting
+        return tensor
+
+    held = []
+    tokens = torch.arange(40).remainder(VOCAB).view(2, 20)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        actor.bare_model.train()(tokens, torch.arange(20).expand(2, 20), None)
+    return sum(kept.values())
+
+
+def compare(variant, ranks, path, **changes):
     settings = Model(
         num_layers=4, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
-        encoder_seq_length=64, add_qkv_bias=True, qk_layernorm=True,
-        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp,
-        forward_micro_batch_size=2, log_prob_chunk_tokens=5,
+        encoder_seq_length=64, add_qkv_bias=True, qk_layernorm=True, forward_micro_batch_size=2,
+        log_prob_chunk_tokens=5, **changes,
     )  # fmt: skip
     actor = RLKDActor(settings, VOCAB, ranks, pad_id=0)
     fill(actor.bare_model, ranks)
+    if ranks.world_size == 1:
+        print("KEPT", kept_for_backward(actor), variant, flush=True)
     exp = experience()
     prompts, responses = [r.prompt_ids for r in exp.rollouts], [r.response_ids for r in exp.rollouts]
     now, _ = actor.get_inference_log_probs(prompts, responses, temperature=0.8)
@@ -118,13 +164,12 @@ def main(tp, pp, cp, path):
                 full = want[n]
                 error = (gradients[n] - cut(full, n, parameter, ranks)).abs().max() / full.abs().max()
                 worst_gradient = max(worst_gradient, float(error))
-    if ranks.world_size == 1:
+    if ranks.world_size == 1 and variant == "plain":
         torch.save(reference, path)
     worst = torch.tensor([worst_loss, worst_gradient, worst_metric], dtype=torch.float64)
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     if ranks.is_main:
-        print("WORST loss {:.3e} gradient {:.3e} metric {:.3e}".format(*worst.tolist()), flush=True)
-    close_ranks()
+        print("WORST loss {:.3e} gradient {:.3e} metric {:.3e}".format(*worst.tolist()), variant, flush=True)
 
 
 if __name__ == "__main__":

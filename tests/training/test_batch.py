@@ -51,6 +51,14 @@ def test_wrong_lengths_are_named():
         SequenceBatch([[]], [[1]])  # nothing would predict the first token
 
 
+def test_rows_are_padded_to_a_multiple():
+    got = collate(batch(), [0, 2], 0, MicroBatchSize(2, total_multiple=4))
+    assert got.tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0, 0], [5, 6, 12, 0, 0, 0, 0, 0]]
+    assert got.positions.tolist() == [2, 3, 9]  # row 1 starts at 8
+    assert collate(batch(), [1], 0, MicroBatchSize(2, total_multiple=4)).tokens.shape == (1, 4)  # a multiple already
+    assert collate(batch(), [], 0, MicroBatchSize(2, total_multiple=4)).tokens.shape[1] % 4 == 0
+
+
 def test_packing_by_hand():
     got = collate(batch(), [0, 1], 0, MicroBatchSize(2, packed=True))
     assert got.tokens.tolist() == [[1, 2, 3, 7, 8, 4, 9, 10, 11]] and got.segments == [5, 4]

@@ -72,6 +72,7 @@ class WeightCollector:
     @torch.no_grad()
     def collect(self) -> DecoderWeights:
         """The model's weights as they are now; the same object, with new content, on every call."""
+        self.model.settle()
         started, received = time.perf_counter(), 0
         mine = dict(self._named())
         if not self.stages:

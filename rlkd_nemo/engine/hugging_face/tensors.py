@@ -86,6 +86,7 @@ def pieces(hidden_model: torch.nn.Module) -> Iterator[Piece]:
 
     Raises: ConfigError on a parameter that no tensor belongs to.
     """
+    hidden_model.settle()
     offset = get_transformer_layer_offset(hidden_model.config)
     for name, parameter in hidden_model.named_parameters():
         data = parameter.detach()

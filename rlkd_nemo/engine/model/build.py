@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.attention import FusedAttention
 from rlkd_nemo.engine.model.rope import rotary_frequencies
+from rlkd_nemo.engine.state.distributed import settle
 from rlkd_nemo.errors import ConfigError
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
@@ -33,11 +34,34 @@ class HiddenGPTModel(GPTModel):
     def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return hidden_states
 
+    # The data-parallel wrapper, where updated weights arrive while the next forward pass runs.
+    _arriving: Any = None
+
+    def await_weights(self, wrapped: Any) -> None:
+        """From now on wait for weights on their way through `wrapped`, a DistributedDataParallel, before reading them.
+
+        Megatron waits when a module that owns a weight is called; the output layer never is, and the sampler, exports
+        and checkpoints call none.
+        """
+        object.__setattr__(self, "_arriving", wrapped)  # not a sub-module: it contains this model
+
+    def settle(self) -> None:
+        """Have every weight as the last update left it. All ranks call together."""
+        if self._arriving is not None:
+            settle(self._arriving)
+
     def output_weight(self) -> torch.Tensor:
         """This rank's rows of the output matrix, [padded vocabulary / TP, hidden]; last stage only."""
-        if self.share_embeddings_and_output_weights:
-            return self.shared_embedding_or_output_weight()
-        return self.output_layer.weight
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        if self._arriving is not None:
+            self._arriving.param_to_bucket_group[weight].finish_param_sync()
+        return weight
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Megatron's, of weights that are all there."""
+        self.settle()
+        return super().sharded_state_dict(*args, **kwargs)
 
 
 def padded_vocab_size(vocab_size: int, model: Model) -> int:
@@ -60,7 +84,15 @@ class RMSNorm:
 
 
 def transformer_config(model: Model, precision: str = "32") -> TransformerConfig:
-    """The TransformerConfig of `model`. Raises ConfigError on a precision that is not one of 32, bf16."""
+    """The TransformerConfig of `model`.
+
+    Recomputation of activations is Megatron's own: `full` keeps the input of a layer (or of several) and makes the rest
+    again in backward. `selective` makes the core attention again, for the sake of scores that `FusedAttention` never
+    stores: here it spares the log-sum-exps, [tokens, heads] a layer, and nothing else. Queries, keys and values stay,
+    and so does the output, as the input of the projection after it.
+
+    Raises ConfigError on a precision that is not one of 32, bf16.
+    """
     if precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
@@ -85,6 +117,10 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         context_parallel_size=model.context_parallel_size,
+        sequence_parallel=model.sequence_parallel,
+        recompute_granularity=model.activations_checkpoint_granularity,
+        recompute_method=model.activations_checkpoint_method,
+        recompute_num_layers=model.activations_checkpoint_num_layers,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",

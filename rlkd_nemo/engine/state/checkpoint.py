@@ -19,6 +19,7 @@ from rlkd_nemo.engine.ranks import restore_rng, rng_state
 
 import torch.distributed as dist
 
+from rlkd_nemo.engine.state.distributed import STORED_AS
 from rlkd_nemo.engine.state.meta import (
     FORMAT_VERSION,
     architecture_of,
@@ -132,6 +133,10 @@ def _precision(actor: Any) -> str:
     return str(actor.hidden_model.config.params_dtype).removeprefix("torch.")
 
 
+def _distributed(actor: Any) -> bool:
+    return _trains(actor) and actor.settings.optim.use_distributed_optimizer
+
+
 def _stepped(actor: Any) -> bool:
     """False while no update had a token of any weight: Adam then has no moments to store."""
     return _trains(actor) and bool(actor.optimizer.state)
@@ -148,6 +153,7 @@ def _describe(
         "updates": getattr(actor, "updates", 0),
         "optimizer_stepped": _stepped(actor),
         "precision": _precision(actor),
+        "distributed_optimizer": _distributed(actor),
         "architecture": architecture_of(actor.settings),
         "encoder_seq_length": actor.settings.encoder_seq_length,
         "max_position_embeddings": actor.settings.max_position_embeddings,
@@ -162,7 +168,7 @@ def _state(actor: Any, *, training: bool, rng: bool = True, loading: bool = Fals
     """What is stored, as Megatron's sharded state; for loading, the template to fill."""
     state: dict[str, Any] = {"model": actor.hidden_model.sharded_state_dict()}
     if training and (loading or _stepped(actor)):
-        state["optimizer"] = actor.optimizer.sharded_state_dict(state["model"], is_loading=loading)
+        state["optimizer"] = actor.optimizer.sharded_state_dict(state["model"], is_loading=loading, metadata=STORED_AS)
     if training and not loading:
         state["scheduler"] = actor.scheduler.state_dict()
     if rng and _trains(actor):
@@ -213,6 +219,13 @@ def _check_training(path: Path, meta: Mapping[str, Any], actor: Any) -> None:
         raise CheckpointError(
             f"{path} was trained in {meta['precision']}, wanted {_precision(actor)}: a run resumes in its own "
             "trainer.precision; to start another from its weights use model.restore_from_path"
+        )
+    distributed = meta.get("distributed_optimizer", False)
+    if distributed != _distributed(actor):
+        raise CheckpointError(
+            f"{path} holds the state of {'a distributed' if distributed else 'an undivided'} optimizer, found "
+            f"model.optim.use_distributed_optimizer={str(_distributed(actor)).lower()}: the two are stored differently; "
+            f"wanted {str(distributed).lower()}, or a start from its weights with model.restore_from_path"
         )
 
 

@@ -8,14 +8,33 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from rlkd_nemo.config.schema import Optim
+from rlkd_nemo.engine.state.distributed import make_resumable
 
 
-def wrap_for_training(model: torch.nn.Module) -> DistributedDataParallel:
-    """Data-parallel wrapper whose gradients are sums: the engine's token weights are global already."""
+def wrap_for_training(model: torch.nn.Module, optim: Optim) -> DistributedDataParallel:
+    """Data-parallel wrapper whose gradients are sums: the engine's token weights are global already.
+
+    Megatron's `check_for_nan_in_grad` stays off. It raises on the rank that has the NaN, in the middle of a collective
+    that the others wait in until it times out; `RLKDActor.update` looks at the loss and the reduced norm instead, on
+    all ranks alike, before anything is stepped. (`step()` itself reports success on NaN.)
+    """
     config = model.hidden_model.config
     wrapped = DistributedDataParallel(
-        config, DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False), model
+        config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=optim.use_distributed_optimizer,
+            overlap_grad_reduce=optim.overlap_grad_sync,
+            overlap_param_gather=optim.overlap_param_sync,
+            bucket_size=optim.bucket_size,
+        ),
+        model,
     )
+    if optim.overlap_grad_sync:
+        # Until an update's last micro-batch nothing may travel. Each pipeline stage begins with its own last one.
+        config.no_sync_func = wrapped.no_sync
+    if optim.overlap_param_sync:
+        model.hidden_model.await_weights(wrapped)
     config.finalize_model_grads_func = lambda models, num_tokens=None, **kwargs: finalize_model_grads(models, None)
     return wrapped
 
@@ -36,10 +55,13 @@ def build_optimizer(
             adam_eps=optim.eps,
             clip_grad=gradient_clip_val,
             bf16=config.bf16,
+            use_distributed_optimizer=optim.use_distributed_optimizer,
+            overlap_param_gather=optim.overlap_param_sync,
             params_dtype=config.params_dtype,
         ),
         [model],
     )
+    make_resumable(optimizer)
     if config.bf16:
         config.grad_scale_func = optimizer.scale_loss
     warmup = optim.sched.warmup_steps

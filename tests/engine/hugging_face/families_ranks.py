@@ -90,8 +90,9 @@ def main(tp, pp, root):
     wanted = torch.load(root / "wanted.pt", weights_only=False)
     for name, (ids, log_probs) in wanted.items():
         current = Model(
-            num_layers=9, encoder_seq_length=48, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp
-        )
+            num_layers=9, encoder_seq_length=48, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp,
+            sequence_parallel=tp > 1 and pp > 1,
+        )  # fmt: skip
         settings = model_from_hugging_face(root / name, current)
         model = build_model(settings, VOCAB, ranks)
         files = load_hugging_face(root / name, model)

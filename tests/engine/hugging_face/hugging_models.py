@@ -26,10 +26,10 @@ MODELS = {
 }
 
 
-def make(name, directory, dtype=torch.float32):
-    """Save the model in several shards; its log-probs of IDS[1:], float64 [39]."""
+def make(name, directory, dtype=torch.float32, **sizes):
+    """Save the model in several shards, with `sizes` in place of the usual; its log-probs of IDS[1:], float64 [39]."""
     family, extra = MODELS[name]
-    config = getattr(transformers, f"{family}Config")(**_SIZES, **extra)
+    config = getattr(transformers, f"{family}Config")(**{**_SIZES, **extra, **sizes})
     torch.manual_seed(1)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
