@@ -30,7 +30,8 @@ def build_ranks(cfg: Config) -> Ranks:
         context_parallel_size=cfg.model.context_parallel_size,
         accelerator=cfg.trainer.accelerator,
         seed=cfg.model.seed,
-        timeout_s=cfg.trainer.watchdog_s,
+        timeout_s=cfg.trainer.collective_timeout_s,
+        heartbeat_s=cfg.trainer.heartbeat_s,
     )
 
 

@@ -132,8 +132,8 @@ def _flat(cfg: Config) -> Config:
     """`cfg` in the layout of the supervised stages: every rank a data-parallel one."""
     flat = copy.deepcopy(cfg)
     flat.model.tensor_model_parallel_size = flat.model.pipeline_model_parallel_size = 1
-    flat.model.context_parallel_size = flat.rollout.tensor_model_parallel_size = 1
     flat.model.sequence_parallel = False
+    flat.model.context_parallel_size = flat.rollout.tensor_model_parallel_size = 1
     return flat
 
 

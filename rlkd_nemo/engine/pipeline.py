@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.attention import FusedAttention, packed_segments
 from rlkd_nemo.engine.token_log_probs import token_log_probs
+from rlkd_nemo.lifecycle.watchdog import mark
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, collate
 from rlkd_nemo.training.partition import MicroBatchSize, plan
 
@@ -81,11 +83,13 @@ def run_micro_batches(
     Returns: what `function` kept, one per micro-batch in order, on the last pipeline stage; an empty list elsewhere.
     """
     kept: list[object] = []
+    begun = itertools.count(1)
     # Rotary positions read the bounds of packed rows; on the host that stops no GPU. Other kernels want them there.
     fused = any(isinstance(part, FusedAttention) for part in hidden_model.modules())
     bounds = torch.device("cpu") if fused else ranks.device
 
     def forward_step(iterator, chunk_of_model):
+        mark(f"micro-batch {next(begun)} of {len(batches)}")
         batch = next(iterator).to(ranks.device)
         packing = None if batch.segments is None else packed_segments(batch.segments, bounds)
         hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None, packed_seq_params=packing)

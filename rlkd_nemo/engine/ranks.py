@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.lifecycle import heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +199,7 @@ def init_ranks(
     accelerator: str = "auto",
     seed: int = 0,
     timeout_s: float = 600.0,
+    heartbeat_s: float | None = None,
 ) -> Ranks:
     """Join the world that the launcher set up (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and lay out its axes.
 
@@ -206,6 +208,7 @@ def init_ranks(
     Args:
         seed: of Megatron's RNG tracker and torch, numpy and random.
         timeout_s: a collective that waits longer raises on every rank.
+        heartbeat_s: a rank without a sign of life for so long ends the job (lifecycle/heartbeat.py); null: nobody looks.
     Raises: ConfigError when the world does not divide by TP x PP x CP.
     """
     gpu = wants_gpu(accelerator)
@@ -230,6 +233,8 @@ def init_ranks(
             timeout=timedelta(seconds=timeout_s),
         )
     world = dist.get_world_size()
+    if heartbeat_s is not None:
+        heartbeat.start(dist.get_rank(), world, silence_s=heartbeat_s)
     model_ranks = tensor_model_parallel_size * pipeline_model_parallel_size * context_parallel_size
     if world % model_ranks:
         raise ConfigError(
@@ -303,8 +308,14 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])  # last: on CPU ranks the device's generator is this one
 
 
+def release_cached_memory() -> None:
+    """Give device memory that PyTorch keeps for later back, for others on the same device. Nothing on CPU ranks."""
+    torch.cuda.empty_cache()
+
+
 def close_ranks() -> None:
     """Leave the process groups; safe to call twice."""
+    heartbeat.stop()
     state = _parallel_state()
     if state.model_parallel_is_initialized():
         state.destroy_model_parallel()

@@ -30,7 +30,7 @@ def reference(tmp_path_factory):
     [(2, 1, 1, 2), (1, 2, 1, 2), (1, 1, 1, 2), (2, 2, 1, 4), (1, 1, 2, 2), (2, 1, 2, 4), (1, 2, 2, 4)],
 )
 def test_a_split_changes_neither_loss_nor_gradient(reference, tp, pp, cp, ranks):
-    # Padded and packed, by rows and by tokens. The script also runs each layout with its variants.
+    # Each layout with its variants (sequence parallelism, recomputation), padded and packed, by rows and by tokens.
     # GRPO with reference KL, KDRL, TRRD with dual clip and TIS, OPD; ragged rows, failed rows and a failed group.
     assert max(worst(launch(SCRIPT, ranks, tp, pp, cp, reference[0]))) <= 1e-5
 
