@@ -152,9 +152,7 @@ class Model:
     context_parallel_size: int = 1  # ranks that share the tokens of each row
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
-    micro_batch_tokens: int | None = (
-        None  # tokens a rank, padding included, instead of sequences; null: count sequences
-    )
+    micro_batch_tokens: int | None = None  # tokens a rank, padding included, instead; null: count sequences
     forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
     packed_sequences: bool = False  # rows of a micro-batch end to end instead of padded to the longest
     log_prob_chunk_tokens: int = 4096  # tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary
