@@ -59,9 +59,8 @@ class ExpManager:
 
     exp_dir: str = "results/rlkd"
     resume_if_exists: bool = True
-    max_time_per_run: str | None = (
-        None  # DD:HH:MM:SS from the allocation's start; then save and exit 3. null: Slurm's end
-    )
+    # DD:HH:MM:SS from the allocation's start; then save and exit 3. null: Slurm's end, if there is one.
+    max_time_per_run: str | None = None
     stop_margin_s: float | None = None  # kept free before that end; null: learned from the steps and saves so far
     create_tensorboard_logger: bool = True
     create_wandb_logger: bool = False
@@ -159,9 +158,7 @@ class Model:
     # Activations thrown away and made again in backward; full: whole layers; selective: core
     # attention only, which spares next to nothing where the kernel is fused, as it is here.
     activations_checkpoint_granularity: str | None = None  # full, selective; null: all are kept
-    activations_checkpoint_method: str | None = (
-        None  # full: uniform (units of num_layers) or block (the first num_layers)
-    )
+    activations_checkpoint_method: str | None = None  # full: uniform (units of num_layers), block (the first of them)
     activations_checkpoint_num_layers: int | None = None  # full: of each pipeline stage
     seed: int = 0
     optim: Optim = field(default_factory=Optim)
