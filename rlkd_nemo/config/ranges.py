@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rlkd_nemo.config.precision import RECIPES
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
 
@@ -18,6 +19,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "exp_manager.wandb_mode": ("offline", "online", "disabled"),
     "exp_manager.checkpoint_callback_params.mode": ("max", "min"),
     "model.optim.sched.name": SCHEDULES,
+    "model.transformer_impl": ("auto", "local", "transformer_engine"),
+    "model.fp8_recipe": RECIPES,
+    "model.fp8_amax_compute_algo": ("most_recent", "max"),
     "model.rope_scaling.type": ("none", "llama3", "yarn"),
     "model.tokenizer.library": ("task", "bytes", "huggingface"),
     "rlkd.advantage.std": ("population", "sample", "none"),
@@ -44,6 +48,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
         "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
         "encoder_seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "tensor_model_parallel_size",
         "pipeline_model_parallel_size", "micro_batch_size", "forward_micro_batch_size", "log_prob_chunk_tokens",
+        "fp8_amax_history_len",
         "activations_checkpoint_num_layers",
         "micro_batch_tokens", "forward_micro_batch_tokens",
     ),
@@ -81,7 +86,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
 NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "trainer.rlkd": ("val_check_interval", "save_interval", "gradient_clip_val"),
     "trainer.sft": ("save_interval", "gradient_clip_val"),
-    "model": ("seed",),
+    "model": ("seed", "fp8_margin", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"),
     "model.optim": ("weight_decay",),
     "model.optim.sched": ("warmup_steps", "min_lr"),
     "data": ("shuffle_seed",),

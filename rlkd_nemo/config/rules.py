@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import batches, memory, objectives, ranges
+from rlkd_nemo.config import batches, memory, objectives, precision, ranges
 from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
@@ -20,6 +20,7 @@ def check(cfg: Config) -> list[str]:
         _schedule,
         _layout,
         memory.problems,
+        precision.problems,
         _model,
         _objective,
         _sampling,

@@ -11,6 +11,7 @@ from megatron.core import tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from rlkd_nemo.config.precision import fp8_multiple
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.attention import packed_segments
 from rlkd_nemo.engine.token_log_probs import token_log_probs
@@ -47,8 +48,8 @@ def _micro_batch_size(settings: Model, config: TransformerConfig, forward_only: 
         sequences=getattr(settings, f"{prefix}micro_batch_size"),
         tokens=getattr(settings, f"{prefix}micro_batch_tokens"),
         packed=settings.packed_sequences,
-        # Sequence parallelism cuts the row of tensors over the tensor-parallel ranks.
-        total_multiple=config.tensor_model_parallel_size if config.sequence_parallel else 1,
+        # Sequence parallelism cuts the row of tensors over the tensor-parallel ranks; FP8 wants whole blocks on each.
+        total_multiple=(config.tensor_model_parallel_size if config.sequence_parallel else 1) * fp8_multiple(settings),
         key=f"model.{prefix}micro_batch_tokens",
     )
 

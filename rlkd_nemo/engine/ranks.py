@@ -281,6 +281,11 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])  # last: on CPU ranks the device's generator is this one
 
 
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """Of a GPU, (9, 0) for Hopper; None on CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def close_ranks() -> None:
     """Leave the process groups; safe to call twice."""
     state = _parallel_state()

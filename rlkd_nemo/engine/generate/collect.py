@@ -24,6 +24,9 @@ _BUCKET_BYTES = 64 * 2**20
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _PARTS = {
     "input_layernorm.weight": "input_norm",
+    # The same two in Transformer Engine's layers, where each is part of the matrix that follows.
+    "self_attention.linear_qkv.layer_norm_weight": "input_norm",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_norm",
     "self_attention.linear_qkv.weight": "qkv",
     "self_attention.linear_qkv.bias": "qkv_bias",
     "self_attention.q_layernorm.weight": "q_norm",

@@ -14,18 +14,14 @@ from rlkd_nemo.engine.ranks import Ranks
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlkd_nemo.config.schema import Model
-from rlkd_nemo.engine.model.attention import FusedAttention
+from rlkd_nemo.engine.model.precision import Installed, installed, layer_spec, precision_arguments
 from rlkd_nemo.engine.model.rope import rotary_frequencies
 from rlkd_nemo.engine.state.distributed import settle
-from rlkd_nemo.errors import ConfigError
-
-PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
 
 
 class HiddenGPTModel(GPTModel):
@@ -70,33 +66,18 @@ def padded_vocab_size(vocab_size: int, model: Model) -> int:
     return math.ceil(vocab_size / multiple) * multiple
 
 
-class RMSNorm:
-    """`torch.nn.RMSNorm` under the signature of a layer spec.
-
-    Megatron's own wrapper refuses sequence parallelism, though all that is needed is the mark on the weight.
-    A class with `__new__`, since specs return plain functions unbuilt.
-    """
-
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **ignored: Any) -> Any:
-        norm = torch.nn.RMSNorm(hidden_size, eps=eps)
-        norm.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-        return norm
-
-
-def transformer_config(model: Model, precision: str = "32") -> TransformerConfig:
-    """The TransformerConfig of `model`.
+def transformer_config(model: Model, precision: str = "32", has: Installed | None = None) -> TransformerConfig:
+    """The TransformerConfig of `model`, on a machine with what `has` says (default: nothing but a CPU).
 
     Recomputation of activations is Megatron's own: `full` keeps the input of a layer (or of several) and makes the rest
     again in backward. `selective` makes the core attention again, for the sake of scores that `FusedAttention` never
     stores: here it spares the log-sum-exps, [tokens, heads] a layer, and nothing else. Queries, keys and values stay,
     and so does the output, as the input of the projection after it.
 
-    Raises ConfigError on a precision that is not one of 32, bf16.
+    Raises ConfigError as `precision_arguments`.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
     pipelined = model.pipeline_model_parallel_size > 1
+    _, attention_factor = rotary_frequencies(model)
     config = TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -120,21 +101,13 @@ def transformer_config(model: Model, precision: str = "32") -> TransformerConfig
         recompute_granularity=model.activations_checkpoint_granularity,
         recompute_method=model.activations_checkpoint_method,
         recompute_num_layers=model.activations_checkpoint_num_layers,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=precision == "bf16",
         # Micro-batches are padded to their own longest row; Megatron asks for this dispatcher even without experts.
         variable_seq_lengths=pipelined,
         moe_token_dispatcher_type="alltoall",
         calculate_per_token_loss=True,  # the engine weighs tokens itself: no division by Megatron
         use_cpu_initialization=True,  # the same weights for every tensor-parallel size
-        persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,
-        bias_activation_fusion=False,
-        masked_softmax_fusion=False,
+        **precision_arguments(model, precision, has or Installed(), plain_rope=attention_factor == 1.0),
     )
-    _, attention_factor = rotary_frequencies(model)
     if attention_factor != 1.0:
         # Megatron's attention multiplies cosines and sines by 0.1 * mscale * ln(factor) + 1 where these are set.
         config.yarn_rotary_scaling_factor = math.e
@@ -149,18 +122,13 @@ def build_model(model: Model, vocab_size: int, ranks: Ranks, precision: str = "3
     The result has `.hidden_model`, the HiddenGPTModel inside any precision wrapper, `.vocab_size`, the number of
     real ids, `.settings`, the `Model` it was built from, and `.ranks`.
     """
-    config = transformer_config(model, precision)
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=model.qk_layernorm)
-    spec.submodules.input_layernorm = RMSNorm
-    spec.submodules.pre_mlp_layernorm = RMSNorm
-    attention = spec.submodules.self_attention.submodules
-    attention.core_attention = FusedAttention
-    if model.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    has = installed(ranks)
+    config = transformer_config(model, precision, has)
+    spec, norm = layer_spec(model, has)
     num_layers = get_num_layers_to_build(config)
     built: torch.nn.Module = HiddenGPTModel(
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm),
         vocab_size=padded_vocab_size(vocab_size, model),
         max_sequence_length=model.encoder_seq_length,
         pre_process=ranks.pp_rank == 0,
