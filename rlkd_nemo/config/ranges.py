@@ -48,7 +48,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
         "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
         "encoder_seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "tensor_model_parallel_size",
         "pipeline_model_parallel_size", "micro_batch_size", "forward_micro_batch_size", "log_prob_chunk_tokens",
-        "fp8_amax_history_len",
+        "fp8_amax_history_len", "virtual_pipeline_model_parallel_size",
         "activations_checkpoint_num_layers",
         "micro_batch_tokens", "forward_micro_batch_tokens",
     ),

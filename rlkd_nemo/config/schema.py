@@ -137,6 +137,9 @@ class Model:
     make_vocab_size_divisible_by: int = 8  # times tensor_model_parallel_size, as Megatron pads
     tensor_model_parallel_size: int = 2
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = (
+        None  # pieces of the model a stage, for smaller bubbles; null: one
+    )
     sequence_parallel: bool = False  # cut norms and residuals over the tensor-parallel ranks too (arXiv:2205.05198)
     transformer_impl: str = "auto"  # local, transformer_engine; auto: the second on a GPU where it is installed
     # FP8 matrix products through Transformer Engine (arXiv:2209.05433); weights stay bf16 with fp32 masters, and the

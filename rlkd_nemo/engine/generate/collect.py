@@ -11,7 +11,6 @@ from rlkd_nemo.engine.ranks import Ranks
 
 import torch
 import torch.distributed as dist
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from rlkd_nemo.engine.generate.weights import DecoderWeights, LayerWeights, interleaved, interleaved_qkv
 from rlkd_nemo.errors import ConfigError
@@ -93,11 +92,10 @@ class WeightCollector:
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         """This stage's parameters under their names in the whole decoder, `layer.part` or an end's name."""
-        offset = get_transformer_layer_offset(self.model.config)
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.model.named_in_whole():
             match = _LAYER.fullmatch(name)
             if match and match[2] in _PARTS:
-                yield f"{int(match[1]) + offset}.{_PARTS[match[2]]}", parameter.detach()
+                yield f"{match[1]}.{_PARTS[match[2]]}", parameter.detach()
             elif name not in _ENDS:
                 raise ConfigError(
                     f"parameter {name} is not part of the embedded decoder (RMSNorm, SwiGLU, RoPE, biases on QKV only); "

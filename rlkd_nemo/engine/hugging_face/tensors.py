@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.errors import ConfigError
@@ -90,12 +89,11 @@ def pieces(hidden_model: torch.nn.Module) -> Iterator[Piece]:
     Raises: ConfigError on a parameter that no tensor belongs to.
     """
     hidden_model.settle()
-    offset = get_transformer_layer_offset(hidden_model.config)
-    for name, parameter in hidden_model.named_parameters():
+    for name, parameter in hidden_model.named_in_whole():
         data = parameter.detach()
         match = _LAYER.fullmatch(name)
         if match:
-            yield from _layer_pieces(f"model.layers.{int(match[1]) + offset}", match[2], data, hidden_model.config)
+            yield from _layer_pieces(f"model.layers.{match[1]}", match[2], data, hidden_model.config)
         elif name == "embedding.word_embeddings.weight":
             yield Piece(EMBEDDING, 0, data, tuple(data.shape))
         elif name == "output_layer.weight":
