@@ -22,14 +22,16 @@ from rlkd_nemo.rewards.blend import EmbeddedScorer
 log = logging.getLogger(__name__)
 
 
-def build_ranks(cfg: Config, *, tensor: int | None = None, pipeline: int | None = None) -> Ranks:
-    """Join the launcher's world in the config's layout, or in the one given."""
+def build_ranks(cfg: Config) -> Ranks:
+    """Join the launcher's world in the config's layout."""
     return init_ranks(
-        tensor or cfg.model.tensor_model_parallel_size,
-        pipeline or cfg.model.pipeline_model_parallel_size,
+        cfg.model.tensor_model_parallel_size,
+        cfg.model.pipeline_model_parallel_size,
+        context_parallel_size=cfg.model.context_parallel_size,
         accelerator=cfg.trainer.accelerator,
         seed=cfg.model.seed,
-        timeout_s=cfg.trainer.watchdog_s,
+        timeout_s=cfg.trainer.collective_timeout_s,
+        heartbeat_s=cfg.trainer.heartbeat_s,
     )
 
 

@@ -5,6 +5,7 @@ RlkdError
 ├── InputError           a file or checkpoint that the user gave               exit code 2
 │   ├── PromptFileError  lines of a prompt file, all of the bad ones
 │   └── CheckpointError  missing, of another shape, or unreadable
+│       └── DamagedCheckpointError  its files are not what was written
 ├── ShapeError           tensors that do not belong together
 ├── NonFiniteError       NaN or infinity in a loss or a gradient
 ├── GateError            a check before the first step refused to start        exit code 2
@@ -53,6 +54,10 @@ class PromptFileError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint is missing, incomplete or belongs to another model."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """Files of a checkpoint are missing, cut short or changed since they were written."""
 
 
 class ShapeError(RlkdError, ValueError):

@@ -21,6 +21,7 @@ from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.start import load_weights, model_from
 from rlkd_nemo.engine.state.checkpoint import save_checkpoint
 from rlkd_nemo.errors import ConfigError, InputError, Preempted
+from rlkd_nemo.interfaces import Task, Tokenizer
 from rlkd_nemo.report.metrics import read as read_metrics
 from rlkd_nemo.run_directory import RunDirectory
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
@@ -33,9 +34,13 @@ log = logging.getLogger(__name__)
 def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
     """Run or resume an RLKD job in `exp_manager.exp_dir`. Raises Preempted when stopped early (saved)."""
     task, tokens = build.build_task(cfg)
-    loop = cfg.trainer.rlkd
-    directory = Path(cfg.exp_manager.exp_dir)
-    run = RunDirectory(directory, cfg, ranks, tokens, total_steps=loop.max_steps, description=cfg.name)
+    directory, steps = Path(cfg.exp_manager.exp_dir), cfg.trainer.rlkd.max_steps
+    with RunDirectory(directory, cfg, ranks, tokens, total_steps=steps, description=cfg.name) as run:
+        return _train_rl(cfg, ranks, task, tokens, run)
+
+
+def _train_rl(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: RunDirectory) -> RLKDTrainer:
+    loop, directory = cfg.trainer.rlkd, run.path
     actor = build.build_actor(
         cfg,
         ranks,
@@ -67,10 +72,8 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
     if state is None:
         run.clear()  # only now: everything that was asked for has been found and loaded
     run.open(trainer.state.step)
-    try:
-        finished = trainer.fit()
-    finally:
-        run.close()
+    finished = trainer.fit()
+    run.close()
     summary = {
         "objective": trainer.objective_name,
         "rl_steps": trainer.state.step,
@@ -99,8 +102,13 @@ def _validations(directory: Path) -> dict[str, float]:
 def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> RLKDActor:
     """Run or resume supervised training on the task's demonstrations. Raises Preempted when stopped early (saved)."""
     task, tokens = build.build_task(cfg)
+    steps = cfg.trainer.sft.max_steps
+    with RunDirectory(directory, cfg, ranks, tokens, total_steps=steps, description=description) as run:
+        return _train_sft(cfg, ranks, task, tokens, run)
+
+
+def _train_sft(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: RunDirectory) -> RLKDActor:
     loop = cfg.trainer.sft
-    run = RunDirectory(directory, cfg, ranks, tokens, total_steps=loop.max_steps, description=description)
     actor = build.build_actor(
         cfg, ranks, tokens, total_updates=loop.max_steps, gradient_clip_val=loop.gradient_clip_val
     )
@@ -115,6 +123,7 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
         data=cfg.data,
         max_tokens=cfg.model.encoder_seq_length,
         seed=cfg.data.shuffle_seed,
+        watchdog_s=cfg.trainer.watchdog_s,
         on_step=lambda step, metrics: run.on_step(step, {f"loss/{name}": value for name, value in metrics.items()}),
         save=lambda step, metrics, extra: run.save(actor, step, metrics, extra),
         stop_requested=run.stop_requested,
@@ -124,10 +133,8 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
     if state is None:
         run.clear()
     run.open(trainer.step)
-    try:
-        finished = trainer.fit()
-    finally:
-        run.close()
+    finished = trainer.fit()
+    run.close()
     run.finish({"steps": trainer.step, "seed": cfg.model.seed}, done=finished)
     if not finished:
         raise Preempted(f"stopped after step {trainer.step} of {loop.max_steps}, saved in {run.checkpoints}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from typing import TextIO
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -32,7 +33,19 @@ class _StderrHandler(logging.StreamHandler):
         return sys.stderr
 
 
+class _Recent(logging.Handler):
+    """Keeps the newest lines, for the last words of a rank that is about to be ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=8)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
 _prefix: _Prefix | None = None
+_recent = _Recent()
 
 
 def configure(role: str, rank: int = 0, level: str | int = "INFO") -> None:
@@ -52,19 +65,26 @@ def configure(role: str, rank: int = 0, level: str | int = "INFO") -> None:
     if not isinstance(number, int):
         raise ValueError(f"log level {level!r} is unknown; wanted one of {', '.join(_LEVELS)}")
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, _StderrHandler)]:
-        root.removeHandler(handler)
+    for old in [h for h in root.handlers if isinstance(h, _StderrHandler)]:
+        root.removeHandler(old)
     _prefix = _Prefix(role, rank)
-    handler = _StderrHandler()
-    handler.addFilter(_prefix)
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(role)s %(rank)s step %(step)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
-    )
-    root.addHandler(handler)
+    root.removeHandler(_recent)
+    layout = "%(asctime)s %(role)s %(rank)s step %(step)s %(levelname)s %(name)s: %(message)s"
+    handlers: tuple[logging.Handler, ...] = (_StderrHandler(), _recent)
+    for handler in handlers:
+        handler.filters.clear()
+        handler.addFilter(_prefix)
+        handler.setFormatter(logging.Formatter(layout, "%H:%M:%S"))
+        root.addHandler(handler)
     everything = number <= logging.DEBUG
     root.setLevel(number if everything else max(number, logging.WARNING))
     own = logging.getLogger("rlkd_nemo")
     own.setLevel(number if everything or rank == 0 else max(number, logging.WARNING))
+
+
+def last_lines() -> list[str]:
+    """The newest lines of this process, oldest first."""
+    return list(_recent.lines)
 
 
 def set_step(step: int) -> None:

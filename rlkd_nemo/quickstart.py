@@ -31,7 +31,7 @@ def run(cfg: Config) -> dict[str, Any]:
     """
     started = time.perf_counter()
     directory = Path(cfg.exp_manager.exp_dir)
-    ranks = build.build_ranks(cfg, tensor=1, pipeline=1)
+    ranks = build.build_ranks(_flat(cfg))
     fresh: set[Path | None] = set()
     base, teacher, teacher_evaluation, seeds = _teacher(cfg, ranks, directory, fresh)
     forked = {"base": base, "teacher": teacher}[cfg.demo.student_from]
@@ -68,6 +68,7 @@ def run(cfg: Config) -> dict[str, Any]:
         "tokens_per_second_rollout": trainer.state.rollout_tokens / max(trainer.state.rollout_seconds, 1e-9),
         "tensor_model_parallel_size": ranks.tp_size,
         "pipeline_model_parallel_size": ranks.pp_size,
+        "context_parallel_size": ranks.cp_size,
         "data_parallel_size": ranks.dp_size,
         "objective": trainer.objective_name,
         "seed": cfg.model.seed,
@@ -132,7 +133,7 @@ def _flat(cfg: Config) -> Config:
     flat = copy.deepcopy(cfg)
     flat.model.tensor_model_parallel_size = flat.model.pipeline_model_parallel_size = 1
     flat.model.sequence_parallel = False
-    flat.rollout.tensor_model_parallel_size = 1
+    flat.model.context_parallel_size = flat.rollout.tensor_model_parallel_size = 1
     return flat
 
 

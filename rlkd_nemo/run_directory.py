@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,15 @@ from rlkd_nemo.config.load import to_yaml
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import flatten
 from rlkd_nemo.engine.actor import RLKDActor
-from rlkd_nemo.engine.state.checkpoint import latest, load_checkpoint, prune, save_checkpoint
-from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.engine.state import retention
+from rlkd_nemo.engine.state.background import Background
+from rlkd_nemo.engine.state.checkpoint import begin_save, load_checkpoint, prune, save_checkpoint
+from rlkd_nemo.errors import CheckpointError, ConfigError, DamagedCheckpointError, InputError
 from rlkd_nemo.interfaces import Tokenizer
+from rlkd_nemo.lifecycle.run_lock import RunLock
 from rlkd_nemo.lifecycle.signals import stop_requested
+from rlkd_nemo.lifecycle.wall_clock import WallClock
+from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.log import set_step
 from rlkd_nemo.report.audit import RolloutAudit
 from rlkd_nemo.report.metrics import MetricsLog
@@ -32,6 +39,9 @@ from rlkd_nemo.training.exchange import agree
 from rlkd_nemo.training.step import Experience
 
 log = logging.getLogger(__name__)
+
+# After an error, so long for an asynchronous save to end; if a rank is gone it never does.
+_LAST_SAVE_S = 10.0
 
 
 class RunDirectory:
@@ -51,14 +61,50 @@ class RunDirectory:
         self.metrics: MetricsLog | None = None
         self.audit: RolloutAudit | None = None
         self.progress: Progress | None = None
+        self.clock = WallClock(cfg.exp_manager.max_time_per_run, cfg.exp_manager.stop_margin_s)
+        self._lock = RunLock(directory)
+        self._background: Background | None = None
         self._accuracy: float | None = None
 
-    def resume(self, actor: RLKDActor) -> dict[str, Any] | None:
-        """Load the newest checkpoint of this directory, if there is one and resuming is wanted; its extra state."""
-        newest = latest(self.checkpoints) if self.cfg.exp_manager.resume_if_exists else None
+    def __enter__(self) -> RunDirectory:
+        """Hold the directory against other jobs. Raises InputError on every rank if it cannot be had or written."""
+        refusal: list[str | None] = [None]
+        if self.ranks.is_main:
+            try:
+                self._lock.acquire()
+            except InputError as err:
+                refusal = [str(err)]
         if dist.get_world_size() > 1:
-            dist.barrier()  # every rank has looked before the main rank removes anything
-        if newest is None:
+            dist.broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise InputError(refusal[0])
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close the files and give the directory back; a save in flight may still end, unless its ranks are gone."""
+        try:
+            if self._background is not None and self._background.busy:
+                self._background.wait(_LAST_SAVE_S)
+        except CheckpointError as err:
+            log.error("%s", err)  # beside the error that ends the job
+        finally:
+            self._close_files()
+            self._lock.release()
+
+    def resume(self, actor: RLKDActor) -> dict[str, Any] | None:
+        """Load the newest whole checkpoint of this directory, if there is one and resuming is wanted.
+
+        One that is damaged is kept under another name and the one before it is taken: said in the log as an error, and
+        kept in resumes.jsonl.
+
+        Returns: the extra state it was saved with; None when there was never a checkpoint.
+        Raises: CheckpointError when there are checkpoints and none is whole; ConfigError when settings differ.
+        """
+        wanted = self.cfg.exp_manager.resume_if_exists
+        candidates = retention.published(self.checkpoints) if wanted else []
+        set_aside = retention.damaged(self.checkpoints) if wanted else []
+        self._barrier()  # every rank has looked before the main rank removes anything
+        if not candidates and not set_aside:
             return None
         changed = changed_settings(self.path, self.cfg)
         if changed:
@@ -66,19 +112,43 @@ class RunDirectory:
                 f"{self.path} holds a run with other settings ({'; '.join(changed[:6])}): going on would mix two runs. "
                 "Set exp_manager.exp_dir to another directory, or exp_manager.resume_if_exists=false to start anew there"
             )
-        extra = load_checkpoint(newest, actor, tokenizer_pieces=self.tokens.pieces())
-        log.info("resumed from %s", newest)
-        return extra
+        skipped: list[dict[str, str]] = []
+        for path in reversed(candidates):
+            try:
+                extra = load_checkpoint(path, actor, tokenizer_pieces=self.tokens.pieces())
+            except DamagedCheckpointError as err:
+                self._barrier()  # every rank has seen it
+                if self.ranks.is_main:
+                    kept = retention.set_aside(path).name
+                    log.error("DAMAGED CHECKPOINT, trying the one before it: %s. Kept as %s", err, kept)
+                    skipped.append({"skipped_checkpoint": path.name, "kept_as": kept, "why": str(err)})
+                continue
+            log.info("resumed from %s", path)
+            self._record({"resumed_from": path.name, "skipped": skipped})
+            return extra
+        self._record({"resumed_from": None, "skipped": skipped})
+        raise CheckpointError(
+            f"no checkpoint in {self.checkpoints} is whole: all of them are kept as *{retention.DAMAGED}. Mend one and "
+            "give it its name back, or set exp_manager.resume_if_exists=false to start anew"
+        )
+
+    def _record(self, entry: Mapping[str, Any]) -> None:
+        if self.ranks.is_main:
+            with (self.path / "resumes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": time.time(), **entry}) + "\n")
+
+    def _barrier(self) -> None:
+        if dist.get_world_size() > 1:
+            dist.barrier()
 
     def clear(self) -> None:
         """Remove what an earlier run left: checkpoints, metrics, audit."""
         if self.ranks.is_main:
             for name in ("checkpoints", "rollouts", "tensorboard"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "config.yaml", "summary.json", "report.html"):
+            for name in ("metrics.jsonl", "resumes.jsonl", "config.yaml", "summary.json", "report.html"):
                 (self.path / name).unlink(missing_ok=True)
-        if dist.get_world_size() > 1:
-            dist.barrier()
+        self._barrier()
 
     def open(self, start_step: int) -> None:
         """Start writing; steps after `start_step` that an earlier process logged will be replaced."""
@@ -90,6 +160,7 @@ class RunDirectory:
             self.metrics = MetricsLog(self.path, self.cfg.exp_manager, start_step=start_step)
             self.audit = RolloutAudit(self.path, self.cfg.exp_manager.audit_rollouts, start_step)
             self.progress = Progress(self.total_steps, self.description, start=start_step)
+        self.clock.start()
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
         """Log one step and move the progress line."""
@@ -114,24 +185,43 @@ class RunDirectory:
             self.audit.write(step, experience.rollouts, experience.scores, experience.advantages.tolist())
 
     def save(self, actor: RLKDActor, step: int, metrics: Mapping[str, float], extra: Mapping[str, Any]) -> None:
-        """Checkpoint and keep the newest and the best."""
+        """Checkpoint and keep the newest and the best; with `async_save` it is written while training goes on.
+
+        Raises: CheckpointError on every rank if any could not write, this time or the asynchronous save before.
+        """
         kept = self.cfg.exp_manager.checkpoint_callback_params
-        save_checkpoint(
-            self.checkpoints,
-            step,
-            actor,
-            extra=extra,
-            tokenizer_pieces=self.tokens.pieces(),
-            metric=metrics.get(kept.monitor),
-        )
+        self._collect()
+        started = time.monotonic()
+        known = {"extra": extra, "tokenizer_pieces": self.tokens.pieces(), "metric": metrics.get(kept.monitor)}
+        with deadline(self.cfg.trainer.watchdog_s, f"save of step {step}"):
+            if kept.async_save:
+                self._background = self._background or Background()
+                begin_save(self._background, self.checkpoints, step, actor, **known)
+                return
+            save_checkpoint(self.checkpoints, step, actor, **known)
+            self._prune()
+        self.clock.saved(time.monotonic() - started)
+
+    def _prune(self) -> None:
+        kept = self.cfg.exp_manager.checkpoint_callback_params
         if self.ranks.is_main:
             prune(self.checkpoints, kept.save_last, kept.save_top_k, kept.mode)
-        if dist.get_world_size() > 1:
-            dist.barrier()
+        self._barrier()
+
+    def _collect(self) -> None:
+        """Wait for the asynchronous save in flight, if there is one. Raises what it raised."""
+        if self._background is not None and self._background.busy:
+            with deadline(self.cfg.trainer.watchdog_s, f"waiting for the {self._background.what}"):
+                self._background.wait()
+            self.clock.saved(self._background.spent_s)
+            self._prune()
 
     def stop_requested(self) -> bool:
-        """Has any rank been told to stop? The same answer on all."""
-        return agree(stop_requested(), self.ranks.device)
+        """Has any rank been told to stop, or is the job's time up? Once after each step; the same answer on all ranks."""
+        self.clock.step_done()
+        if self._background is not None and self._background.busy and self._background.done(self.ranks.device):
+            self._collect()
+        return agree(stop_requested() or self.clock.due(), self.ranks.device)
 
     def finish(self, summary: Mapping[str, Any], *, done: bool) -> None:
         """Close the files and write the report; summary.json only when the job is `done`."""
@@ -142,7 +232,11 @@ class RunDirectory:
             write_report(self.path, title=f"rlkd_nemo: {self.description}", summary=summary)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Wait for a save in flight, then flush and close the files. Raises what the save raised."""
+        self._collect()
+        self._close_files()
+
+    def _close_files(self) -> None:
         for part in (self.progress, self.metrics):
             if part is not None:
                 part.close()
@@ -152,7 +246,7 @@ class RunDirectory:
 _FREE = (
     "name", "trainer.", "exp_manager.", "validation.", "gate.", "demo.", "convert.", "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size", "model.micro_batch_", "model.forward_micro_batch_",
-    "model.packed_sequences", "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size",
+    "model.context_parallel_size", "model.packed_sequences", "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size",
     "rollout.tensor_model_parallel_size",
 )  # fmt: skip
 

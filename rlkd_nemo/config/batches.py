@@ -1,4 +1,4 @@
-"""Rules for how rows become micro-batches: token budgets against the context. No torch."""
+"""Rules for how rows become micro-batches: token budgets and context parallelism against the context. No torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from rlkd_nemo.config.schema import Config
 
 def problems(cfg: Config) -> Iterator[str]:
     """Every broken rule as one sentence."""
-    yield from _budgets(cfg)
-
-
-def _budgets(cfg: Config) -> Iterator[str]:
-    model = cfg.model
+    model, context = cfg.model, cfg.model.context_parallel_size
+    if min(context, model.encoder_seq_length) < 1:
+        return  # named by its range
+    if context > 1 and model.encoder_seq_length % (2 * context):
+        yield (
+            f"model.encoder_seq_length={model.encoder_seq_length} does not divide by 2 x model.context_parallel_size="
+            f"{2 * context}, the chunks that each row is cut into; wanted a multiple of {2 * context}"
+        )
     for key in ("micro_batch_tokens", "forward_micro_batch_tokens"):
         budget = getattr(model, key)
-        if budget is not None and 1 <= budget < model.encoder_seq_length:
+        if budget is not None and budget >= 1 and budget * context < model.encoder_seq_length:
+            ranks = f" on each of {context} context-parallel ranks" if context > 1 else ""
             yield (
-                f"model.{key}={budget} has no room for one row of model.encoder_seq_length={model.encoder_seq_length} "
-                f"tokens; wanted at least that many, or null to count sequences"
+                f"model.{key}={budget}{ranks} has no room for one row of model.encoder_seq_length="
+                f"{model.encoder_seq_length} tokens; wanted at least {-(-model.encoder_seq_length // context)}, "
+                f"or null to count sequences"
             )

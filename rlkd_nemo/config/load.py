@@ -67,7 +67,8 @@ def load(config_name: str, overrides: Sequence[str] = (), config_dir: str | Path
     if cfg is None:
         raise ConfigError(problems)
     if cfg.trainer.devices is None:
-        ranks = cfg.model.tensor_model_parallel_size * cfg.model.pipeline_model_parallel_size
+        model = cfg.model
+        ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
         cfg.trainer.devices = max(2, -(-ranks // max(1, cfg.trainer.num_nodes)))
     return cfg
 

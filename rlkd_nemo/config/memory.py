@@ -5,10 +5,16 @@ Needs no torch, as `rules.py`, which asks it.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed; it is not imported."""
+    return importlib.util.find_spec("transformer_engine") is not None
 
 
 def problems(cfg: Config) -> Iterator[str]:
@@ -16,6 +22,7 @@ def problems(cfg: Config) -> Iterator[str]:
     yield from _sequence_parallel(cfg)
     yield from _recompute(cfg)
     yield from _optimizer(cfg)
+    yield from _states(cfg)
 
 
 def _sequence_parallel(cfg: Config) -> Iterator[str]:
@@ -87,3 +94,42 @@ def _optimizer(cfg: Config) -> Iterator[str]:
             f"model.optim.bucket_size={optim.bucket_size} is read with model.optim.overlap_grad_sync=true only; without "
             "overlap everything travels at once; remove one"
         )
+
+
+NO_TRANSFORMER_ENGINE = (
+    "model.optim.use_precision_aware_optimizer=true needs Transformer Engine 2.1 or newer, which is not installed here: "
+    "pip install 'rlkd_nemo[fp8]' on a machine with a GPU, or set it to false"
+)
+
+
+def _states(cfg: Config) -> Iterator[str]:
+    optim = cfg.model.optim
+    if optim.use_precision_aware_optimizer:
+        if not has_transformer_engine():
+            yield NO_TRANSFORMER_ENGINE
+        if not optim.use_distributed_optimizer:
+            yield (
+                "model.optim.use_precision_aware_optimizer=true is a kind of distributed optimizer, found "
+                "model.optim.use_distributed_optimizer=false; set both or neither"
+            )
+        if cfg.trainer.precision == "32":
+            yield (
+                "model.optim.use_precision_aware_optimizer=true spares masters and moments of bf16 weights, found "
+                "trainer.precision=32; wanted bf16"
+            )
+    else:
+        for key in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"):
+            value = getattr(optim, key)
+            if value != "fp32":
+                yield (
+                    f"model.optim.{key}={value} is read with model.optim.use_precision_aware_optimizer=true only, found "
+                    "false: every state is fp32; set one or the other"
+                )
+    if optim.offload_states and cfg.trainer.accelerator == "cpu":
+        yield NOTHING_TO_OFFLOAD
+
+
+NOTHING_TO_OFFLOAD = (
+    "model.optim.offload_states=true moves optimizer states from GPU to host memory, found CPU ranks (trainer.accelerator), "
+    "whose states are there already; set it to false"
+)

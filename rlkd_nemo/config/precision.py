@@ -6,9 +6,9 @@ high precision without a word: every such setting is refused here.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
+from rlkd_nemo.config.memory import has_transformer_engine
 from rlkd_nemo.config.schema import Config, Model
 
 FP8_FORMATS = ("e4m3", "hybrid")
@@ -26,16 +26,11 @@ READ_BY: dict[str, tuple[str, ...]] = {
 _BF16_LAYERS = ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
 
 
-def has_transformer_engine() -> bool:
-    """True where Transformer Engine is installed; it is not imported."""
-    return importlib.util.find_spec("transformer_engine") is not None
-
-
 def missing(model: Model) -> str:
     """The sentence for a model that needs Transformer Engine where there is none."""
     asked = f"model.fp8={model.fp8}" if model.fp8 else f"model.transformer_impl={model.transformer_impl}"
     return (
-        f"{asked} needs Transformer Engine, which is not installed: pip install 'rlkd_nemo[te]' on a machine with a GPU, "
+        f"{asked} needs Transformer Engine, which is not installed: pip install 'rlkd_nemo[fp8]' on a machine with a GPU, "
         "or set model.fp8=null and model.transformer_impl=auto"
     )
 

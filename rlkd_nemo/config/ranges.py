@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rlkd_nemo.config import duration
 from rlkd_nemo.config.precision import RECIPES
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
@@ -22,6 +23,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.transformer_impl": ("auto", "local", "transformer_engine"),
     "model.fp8_recipe": RECIPES,
     "model.fp8_amax_compute_algo": ("most_recent", "max"),
+    "model.optim.main_params_dtype": ("fp32", "fp16"),
+    "model.optim.exp_avg_dtype": ("fp32", "bf16", "fp16", "fp8"),
+    "model.optim.exp_avg_sq_dtype": ("fp32", "bf16", "fp16", "fp8"),
     "model.rope_scaling.type": ("none", "llama3", "yarn"),
     "model.tokenizer.library": ("task", "bytes", "huggingface"),
     "rlkd.advantage.std": ("population", "sample", "none"),
@@ -48,9 +52,8 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
         "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
         "encoder_seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "tensor_model_parallel_size",
         "pipeline_model_parallel_size", "micro_batch_size", "forward_micro_batch_size", "log_prob_chunk_tokens",
+        "activations_checkpoint_num_layers", "micro_batch_tokens", "forward_micro_batch_tokens", "context_parallel_size",
         "fp8_amax_history_len", "virtual_pipeline_model_parallel_size",
-        "activations_checkpoint_num_layers",
-        "micro_batch_tokens", "forward_micro_batch_tokens",
     ),
     "model.rope_scaling": ("original_max_position_embeddings",),
     "model.optim": ("bucket_size",),
@@ -66,7 +69,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "demo.student": ("steps", "num_paths"),
 }  # fmt: skip
 POSITIVE: dict[str, tuple[str, ...]] = {
-    "trainer": ("watchdog_s",),
+    "trainer": ("watchdog_s", "heartbeat_s", "collective_timeout_s"),
     "model": ("rotary_base", "layernorm_epsilon", "init_method_std"),
     "model.rope_scaling": (
         "factor",
@@ -84,6 +87,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
     "demo.student": ("lr",),
 }
 NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
+    "exp_manager": ("stop_margin_s",),
     "trainer.rlkd": ("val_check_interval", "save_interval", "gradient_clip_val"),
     "trainer.sft": ("save_interval", "gradient_clip_val"),
     "model": ("seed", "fp8_margin", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"),
@@ -121,6 +125,11 @@ def problems(cfg: Config) -> Iterator[str]:
     betas = cfg.model.optim.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         yield f"model.optim.betas={betas} is out of range; wanted two numbers in [0, 1)"
+    if cfg.exp_manager.max_time_per_run is not None:
+        try:
+            duration.seconds(cfg.exp_manager.max_time_per_run)
+        except ValueError as err:
+            yield f"exp_manager.max_time_per_run={err}"
     if cfg.exp_manager.audit_rollouts < -1:
         yield f"exp_manager.audit_rollouts={cfg.exp_manager.audit_rollouts} is out of range; wanted -1 (all) or more"
 

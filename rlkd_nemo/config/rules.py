@@ -60,14 +60,16 @@ def _schedule(cfg: Config) -> Iterator[str]:
 def _layout(cfg: Config) -> Iterator[str]:
     model, trainer = cfg.model, cfg.trainer
     tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    context = model.context_parallel_size
     devices = trainer.devices or 0
-    if min(tensor, pipeline, trainer.num_nodes, devices) < 1:
+    if min(tensor, pipeline, context, trainer.num_nodes, devices) < 1:
         return
     world = trainer.num_nodes * devices
-    if world % (tensor * pipeline):
+    if world % (tensor * pipeline * context):
         yield (
             f"trainer.num_nodes x trainer.devices = {world} ranks is no multiple of model.tensor_model_parallel_size x "
-            f"model.pipeline_model_parallel_size = {tensor} x {pipeline} = {tensor * pipeline}; "
+            f"model.pipeline_model_parallel_size x model.context_parallel_size = {tensor} x {pipeline} x {context} = "
+            f"{tensor * pipeline * context}; "
             f"change trainer.devices or a parallel size"
         )
     for key in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "hidden_size"):
@@ -217,7 +219,7 @@ def _sampling(cfg: Config) -> Iterator[str]:
 def _batches(cfg: Config) -> Iterator[str]:
     yield from batches.problems(cfg)
     model, rlkd = cfg.model, cfg.rlkd
-    ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
+    ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
     world = cfg.trainer.num_nodes * (cfg.trainer.devices or 0)
     if min(ranks, world, rlkd.updates_per_batch, rlkd.num_prompts) < 1 or world % ranks:
         return  # named above
@@ -225,7 +227,7 @@ def _batches(cfg: Config) -> Iterator[str]:
     if cfg.data.global_batch_size % replicas:
         yield (
             f"data.global_batch_size={cfg.data.global_batch_size} does not divide over {replicas} data-parallel ranks "
-            f"(ranks / (tensor x pipeline)); wanted a multiple of {replicas}"
+            f"(ranks / (tensor x pipeline x context)); wanted a multiple of {replicas}"
         )
     if rlkd.num_prompts % rlkd.updates_per_batch:
         sizes = ", ".join(str(n) for n in range(1, rlkd.num_prompts + 1) if rlkd.num_prompts % n == 0)

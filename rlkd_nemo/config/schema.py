@@ -33,10 +33,12 @@ class Trainer:
     """Ranks and precision."""
 
     num_nodes: int = 1
-    devices: int | None = None  # ranks a node; null: tensor x pipeline parallel size / num_nodes, at least 2
+    devices: int | None = None  # ranks a node; null: tensor x pipeline x context parallel size / num_nodes, at least 2
     accelerator: str = "auto"  # auto: gpu where there is one, else cpu
     precision: str = "32"  # 32 or bf16 (fp32 master weights, fp32 log-probs)
-    watchdog_s: float = 600.0  # longest silence of a collective before the job ends with stacks
+    watchdog_s: float = 45.0  # longest time without progress (a micro-batch, a token) before the job ends with stacks
+    heartbeat_s: float = 30.0  # longest time without a sign of life from a rank's process
+    collective_timeout_s: float = 1800.0  # longest wait of one rank for another that still makes progress
     rlkd: Loop = field(default_factory=Loop)
     sft: SFTLoop = field(default_factory=SFTLoop)
 
@@ -45,7 +47,7 @@ class Trainer:
 class CheckpointCallback:
     """Which checkpoints stay."""
 
-    save_last: int = 1  # newest n
+    save_last: int = 2  # newest n; two, so that a damaged newest one has another before it
     save_top_k: int = 1  # best k by `monitor`
     monitor: str = "validation/accuracy"
     mode: str = "max"
@@ -57,6 +59,10 @@ class ExpManager:
 
     exp_dir: str = "results/rlkd"
     resume_if_exists: bool = True
+    max_time_per_run: str | None = (
+        None  # DD:HH:MM:SS from the allocation's start; then save and exit 3. null: Slurm's end
+    )
+    stop_margin_s: float | None = None  # kept free before that end; null: learned from the steps and saves so far
     create_tensorboard_logger: bool = True
     create_wandb_logger: bool = False
     wandb_project: str = "rlkd_nemo"
@@ -87,6 +93,11 @@ class Optim:
     overlap_grad_sync: bool = False  # gradients travel while the rest of the backward pass runs
     overlap_param_sync: bool = False  # updated weights travel while the next forward pass runs
     bucket_size: int | None = None  # parameters that travel together; null: Megatron's, 40 million or 1 million a rank
+    use_precision_aware_optimizer: bool = False  # states in the types below (Transformer Engine's Adam)
+    main_params_dtype: str = "fp32"  # fp32, fp16; fp32 costs two bytes beside bf16 weights
+    exp_avg_dtype: str = "fp32"  # fp32, bf16, fp16, fp8
+    exp_avg_sq_dtype: str = "fp32"  # fp32, bf16, fp16, fp8
+    offload_states: bool = False  # moments and masters in host memory while rollouts are sampled and scored
     sched: Schedule = field(default_factory=Schedule)
 
 
@@ -155,9 +166,12 @@ class Model:
     first_last_layers_bf16: bool = False  # all but delayed: the layers at both ends stay bf16
     num_layers_at_start_in_bf16: int = 1
     num_layers_at_end_in_bf16: int = 1
+    context_parallel_size: int = 1  # ranks that share the tokens of each row
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
-    micro_batch_tokens: int | None = None  # tokens, padding included, instead of sequences; null: count sequences
+    micro_batch_tokens: int | None = (
+        None  # tokens a rank, padding included, instead of sequences; null: count sequences
+    )
     forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
     packed_sequences: bool = False  # rows of a micro-batch end to end instead of padded to the longest
     log_prob_chunk_tokens: int = 4096  # tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary

@@ -7,17 +7,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlkd_nemo.engine.ranks import Ranks
+from rlkd_nemo.engine.ranks import Ranks, release_cached_memory
 
 import torch
 import torch.distributed as dist
 
+from rlkd_nemo.config.memory import NOTHING_TO_OFFLOAD
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.pipeline import prepare_micro_batches, run_micro_batches, spread
 from rlkd_nemo.engine.scoring import sequence_log_probs
+from rlkd_nemo.engine.state.offload import StateOffload
 from rlkd_nemo.engine.state.optimizer import build_optimizer, wrap_for_training
-from rlkd_nemo.errors import NonFiniteError
+from rlkd_nemo.errors import ConfigError, NonFiniteError
 from rlkd_nemo.interfaces import RolloutEngine
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.losses.metrics import Metric, merge, pack, summary, unpack
@@ -29,7 +31,7 @@ Objective = Callable[[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], T
 
 
 class RLKDActor:
-    """A Megatron GPTModel with its optimizer, under tensor, pipeline and data parallelism.
+    """A Megatron GPTModel with its optimizer, under tensor, pipeline, context and data parallelism.
 
     Every rank calls every method with the same arguments; data-parallel ranks take their share of the rows themselves.
 
@@ -56,21 +58,27 @@ class RLKDActor:
         self.hidden_model = self.bare_model.hidden_model
         self.model = self.bare_model
         self.optimizer = self.scheduler = None
+        self._offload: StateOffload | None = None
         if trainable:
+            if model.optim.offload_states and ranks.device.type == "cpu":
+                raise ConfigError(NOTHING_TO_OFFLOAD)
             self.model = wrap_for_training(self.bare_model, model.optim)
             self.optimizer, self.scheduler = build_optimizer(
                 self.model, model.optim, gradient_clip_val=gradient_clip_val, total_updates=total_updates
             )
+            if model.optim.offload_states:
+                self._offload = StateOffload(self.optimizer, self.bare_model, ranks.device)
         self.updates = 0  # optimizer updates so far: the weight version
 
     def prepare_for_training(self) -> None:
-        """Enter training mode."""
+        """Enter training mode, the optimizer's states on the device."""
+        if self._offload is not None:
+            self._offload.reload()
         self.model.train()
 
     def finish_training(self) -> None:
-        """Leave training mode, every weight in its place."""
-        self.hidden_model.settle()
-        self.model.eval()
+        """Leave training mode, as `prepare_for_inference`."""
+        self.prepare_for_inference()
 
     def prepare_for_training_step(self) -> None:
         """Clear gradients."""
@@ -82,8 +90,12 @@ class RLKDActor:
         self.updates += 1
 
     def prepare_for_inference(self) -> None:
-        """Enter inference mode."""
+        """Enter inference mode, every weight in its place; with `model.optim.offload_states`, the states on the host."""
+        self.hidden_model.settle()
         self.model.eval()
+        if self._offload is not None:
+            self._offload.offload()
+            release_cached_memory()
 
     def infer(self, sampler: RolloutEngine, problems: Sequence[Problem], group_size: int, **how: Any) -> list[Rollout]:
         """Responses of the current weights: `sampler` is refitted first, then asked.
@@ -109,7 +121,8 @@ class RLKDActor:
     ) -> tuple[float, dict[str, float]]:
         """Loss of the batch, sum over tokens of weight x per-token loss, and the objective's metrics.
 
-        Unless `forward_only`, gradients are left in Megatron's buffers, summed over data-parallel ranks.
+        Unless `forward_only`, gradients are left in Megatron's buffers, summed over data- and context-parallel
+        ranks.
         Returns: the same numbers on every rank; `entropy` (mean over tokens, nats) is added to the metrics.
         Raises: NonFiniteError naming the micro-batch, on every rank alike.
         """
@@ -166,16 +179,16 @@ class RLKDActor:
         )
 
     def _reduce(self, kept: Sequence[tuple[torch.Tensor, dict[str, Metric]]]) -> tuple[float, dict[str, float]]:
-        """Joined over micro-batches and data-parallel ranks, then handed from the last pipeline stage to all."""
+        """Joined over micro-batches, data- and context-parallel ranks, then handed from the last pipeline stage to all."""
         result: list = [None]
         if self.ranks.is_last_stage:
             metrics = functools.reduce(merge, (part for _, part in kept))
             sums, maxima = pack(metrics)
             total = torch.stack([value.double() for value, _ in kept]).sum()
             both = torch.cat([total.reshape(1), sums.reshape(-1)])
-            if self.ranks.dp_size > 1:
-                dist.all_reduce(both, group=self.ranks.dp_group)
-                dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.ranks.dp_group)
+            if self.ranks.dp_size * self.ranks.cp_size > 1:
+                dist.all_reduce(both, group=self.ranks.token_group)
+                dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.ranks.token_group)
             result = [(float(both[0]), summary(unpack(metrics, both[1:].reshape(-1, 2), maxima)))]
         if self.ranks.pp_size > 1:
             source = dist.get_global_rank(self.ranks.pp_group, self.ranks.pp_size - 1)

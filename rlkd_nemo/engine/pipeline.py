@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 from rlkd_nemo.engine.ranks import Ranks
@@ -13,9 +15,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlkd_nemo.config.precision import fp8_multiple
 from rlkd_nemo.config.schema import Model
-from rlkd_nemo.engine.model.attention import packed_segments
+from rlkd_nemo.engine.model.attention import FusedAttention, packed_segments
 from rlkd_nemo.engine.model.chunks import chunks_of
 from rlkd_nemo.engine.token_log_probs import token_log_probs
+from rlkd_nemo.lifecycle.watchdog import mark
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, collate
 from rlkd_nemo.training.partition import MicroBatchSize, plan
 
@@ -39,19 +42,27 @@ def prepare_micro_batches(
     """
     size = _micro_batch_size(settings, config, forward_only)
     parts = plan(batch.lengths(), size, ranks.dp_size)
-    micro = [collate(batch, rows, pad_id, size) for rows in parts[ranks.dp_rank]]
+    micro = [
+        collate(batch, rows, pad_id, size, cp_rank=ranks.cp_rank, cp_size=ranks.cp_size)
+        for rows in parts[ranks.dp_rank]
+    ]
     return micro, [[row for rows in of_rank for row in rows] for of_rank in parts]
 
 
 def _micro_batch_size(settings: Model, config: TransformerConfig, forward_only: bool) -> MicroBatchSize:
     prefix = "forward_" if forward_only else ""
+    tokens, context = getattr(settings, f"{prefix}micro_batch_tokens"), config.context_parallel_size
+    chunks = 2 * context if context > 1 else 1  # that each row is cut into
+    # Sequence parallelism cuts what a context-parallel rank holds once more.
+    shares = context * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
     return MicroBatchSize(
         sequences=getattr(settings, f"{prefix}micro_batch_size"),
-        tokens=getattr(settings, f"{prefix}micro_batch_tokens"),
+        tokens=None if tokens is None else tokens * context,
         packed=settings.packed_sequences,
-        # Sequence parallelism cuts the row of tensors over the tensor-parallel ranks; FP8 wants whole blocks on each.
-        total_multiple=(config.tensor_model_parallel_size if config.sequence_parallel else 1) * fp8_multiple(settings),
-        key=f"model.{prefix}micro_batch_tokens",
+        multiple=chunks,
+        # FP8 wants whole blocks on each rank.
+        total_multiple=math.lcm(chunks, shares * fp8_multiple(settings)),
+        key=f"model.{prefix}micro_batch_tokens" + (" x model.context_parallel_size" if context > 1 else ""),
     )
 
 
@@ -80,11 +91,16 @@ def run_micro_batches(
     idle = -len(batches) % ranks.pp_size if len(chunks) > 1 else 0
     shortest = min(batches, key=lambda batch: batch.tokens.numel())
     work = [(batch, False) for batch in batches] + [(shortest, True)] * idle
+    begun = itertools.count(1)
+    # Rotary positions read the bounds of packed rows; on the host that stops no GPU. Other kernels want them there.
+    fused = any(isinstance(part, FusedAttention) for part in hidden_model.modules())
+    bounds = torch.device("cpu") if fused else ranks.device
 
     def forward_step(iterator, chunk_of_model):
+        mark(f"micro-batch {next(begun)} of {len(work) * len(chunks)}")
         batch, is_idle = next(iterator)
         batch = batch.to(ranks.device)
-        packing = None if batch.segments is None else packed_segments(batch.segments, ranks.device)
+        packing = None if batch.segments is None else packed_segments(batch.segments, bounds)
         hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None, packed_seq_params=packing)
 
         def nothing(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

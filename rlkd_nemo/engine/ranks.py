@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.lifecycle import heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,10 @@ def _serve_cpu() -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands. Sizes and ranks of the tensor, pipeline and data axes; `device` for tensors."""
+    """Where this process stands. Sizes and ranks of the tensor, pipeline, data and context axes; `device` for tensors.
+
+    Context-parallel ranks of one data-parallel rank hold parts of the same rows.
+    """
 
     device: torch.device
     world_rank: int
@@ -111,6 +115,8 @@ class Ranks:
     pp_size: int
     dp_rank: int
     dp_size: int
+    cp_rank: int = 0
+    cp_size: int = 1
 
     @property
     def is_last_stage(self) -> bool:
@@ -134,8 +140,18 @@ class Ranks:
 
     @property
     def dp_group(self) -> dist.ProcessGroup:
-        """Data-parallel group."""
+        """Data-parallel group: ranks with other rows."""
         return _parallel_state().get_data_parallel_group()
+
+    @property
+    def cp_group(self) -> dist.ProcessGroup:
+        """Context-parallel group: ranks with other tokens of the same rows."""
+        return _parallel_state().get_context_parallel_group()
+
+    @property
+    def token_group(self) -> dist.ProcessGroup:
+        """All ranks with other tokens: the data and the context axis together."""
+        return _parallel_state().get_data_parallel_group(with_context_parallel=True)
 
 
 def _import_megatron() -> None:
@@ -179,9 +195,11 @@ def init_ranks(
     tensor_model_parallel_size: int = 1,
     pipeline_model_parallel_size: int = 1,
     *,
+    context_parallel_size: int = 1,
     accelerator: str = "auto",
     seed: int = 0,
     timeout_s: float = 600.0,
+    heartbeat_s: float | None = None,
 ) -> Ranks:
     """Join the world that the launcher set up (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and lay out its axes.
 
@@ -190,7 +208,8 @@ def init_ranks(
     Args:
         seed: of Megatron's RNG tracker and torch, numpy and random.
         timeout_s: a collective that waits longer raises on every rank.
-    Raises: ConfigError when the world does not divide by TP x PP.
+        heartbeat_s: a rank without a sign of life for so long ends the job (lifecycle/heartbeat.py); null: nobody looks.
+    Raises: ConfigError when the world does not divide by TP x PP x CP.
     """
     gpu = wants_gpu(accelerator)
     if not gpu:
@@ -214,18 +233,24 @@ def init_ranks(
             timeout=timedelta(seconds=timeout_s),
         )
     world = dist.get_world_size()
-    model_ranks = tensor_model_parallel_size * pipeline_model_parallel_size
+    if heartbeat_s is not None:
+        heartbeat.start(dist.get_rank(), world, silence_s=heartbeat_s)
+    model_ranks = tensor_model_parallel_size * pipeline_model_parallel_size * context_parallel_size
     if world % model_ranks:
         raise ConfigError(
             f"{world} ranks do not divide into model.tensor_model_parallel_size={tensor_model_parallel_size} x "
-            f"model.pipeline_model_parallel_size={pipeline_model_parallel_size}; "
+            f"model.pipeline_model_parallel_size={pipeline_model_parallel_size} x "
+            f"model.context_parallel_size={context_parallel_size}; "
             f"start a multiple of {model_ranks} ranks (trainer.devices x trainer.num_nodes)"
         )
     state = _parallel_state()
     if state.model_parallel_is_initialized():
         state.destroy_model_parallel()
     state.initialize_model_parallel(
-        tensor_model_parallel_size, pipeline_model_parallel_size, create_gloo_process_groups=True
+        tensor_model_parallel_size,
+        pipeline_model_parallel_size,
+        context_parallel_size=context_parallel_size,
+        create_gloo_process_groups=True,
     )
     seed_everything(seed)
     return Ranks(
@@ -238,6 +263,8 @@ def init_ranks(
         pp_size=pipeline_model_parallel_size,
         dp_rank=state.get_data_parallel_rank(),
         dp_size=state.get_data_parallel_world_size(),
+        cp_rank=state.get_context_parallel_rank(),
+        cp_size=context_parallel_size,
     )
 
 
@@ -286,8 +313,14 @@ def compute_capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
+def release_cached_memory() -> None:
+    """Give device memory that PyTorch keeps for later back, for others on the same device. Nothing on CPU ranks."""
+    torch.cuda.empty_cache()
+
+
 def close_ranks() -> None:
     """Leave the process groups; safe to call twice."""
+    heartbeat.stop()
     state = _parallel_state()
     if state.model_parallel_is_initialized():
         state.destroy_model_parallel()

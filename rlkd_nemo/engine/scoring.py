@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from rlkd_nemo.engine.pipeline import prepare_micro_batches, run_micro_batches
-from rlkd_nemo.training.batch import SequenceBatch
+from rlkd_nemo.training.batch import MicroBatch, SequenceBatch
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def sequence_log_probs(
         inner,
         inner.hidden_model,
         micro,
-        lambda log_probs, entropies, mb: (log_probs.sum(), torch.stack([log_probs, entropies])),
+        _in_place,
         ranks=ranks,
         vocab_size=inner.vocab_size,
         temperature=temperature,
@@ -52,9 +52,12 @@ def sequence_log_probs(
     )
     model.train(was_training)
 
-    # One float per token travels: last stage -> other stages, then all data-parallel ranks exchange their shares.
+    # One float per token travels: context-parallel ranks join theirs, last stage -> other stages, then all data-parallel
+    # ranks exchange their shares.
     total = sum(len(batch.responses[row]) for row in rows[ranks.dp_rank])
     mine = torch.cat(kept, dim=1) if ranks.is_last_stage else torch.empty(2, total, device=ranks.device)
+    if ranks.cp_size > 1 and ranks.is_last_stage:
+        dist.all_reduce(mine, group=ranks.cp_group)
     if ranks.pp_size > 1:
         mine = mine.contiguous()
         dist.broadcast(mine, dist.get_global_rank(ranks.pp_group, ranks.pp_size - 1), group=ranks.pp_group)
@@ -65,6 +68,13 @@ def sequence_log_probs(
         for row, piece in zip(of_rank, pieces):
             log_probs[row], entropies[row] = piece[0].cpu(), piece[1].cpu()
     return log_probs, entropies
+
+
+def _in_place(log_probs: torch.Tensor, entropies: torch.Tensor, mb: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """[2, response tokens of the micro-batch], 0 for those of other context-parallel ranks."""
+    values = torch.zeros(2, mb.held.shape[0], device=log_probs.device)
+    values[:, mb.held] = torch.stack([log_probs, entropies])
+    return log_probs.sum(), values
 
 
 def _exchange(mine: torch.Tensor, rows: list[list[int]], batch: SequenceBatch, ranks: Ranks) -> list[torch.Tensor]:

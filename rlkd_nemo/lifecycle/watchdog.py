@@ -1,4 +1,8 @@
-"""Deadlines for phases that can hang (a collective whose peer is gone): stacks of all threads, then the process ends.
+"""No wait without an end: a phase that makes no progress ends this process with the stacks of all its threads.
+
+Loops say that they get on with `mark` (a micro-batch, a token of every row); `deadline` bounds the silence between
+marks. A rank that waits for a slower one makes no marks of its own, so where ranks hear of one another
+(lifecycle/heartbeat.py) only the silence of the whole job counts.
 
 Not covered: a hang that holds Python's lock longer than `BACKSTOP_S` past the deadline ends with stacks but without the
 line that names the phase, since only faulthandler's own thread still runs then.
@@ -11,55 +15,123 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple, NoReturn
 
+from rlkd_nemo import log
 from rlkd_nemo.errors import EXIT_ERROR
 from rlkd_nemo.launch import rank
 
-BACKSTOP_S = 5.0
+BACKSTOP_S = 15.0
 
-_ends: list[float] = []
+
+class Progress(NamedTuple):
+    """The newest mark of this process: how many there were, when (monotonic seconds), and its words."""
+
+    marks: int
+    at: float
+    what: str
+
+
+class _Watch:
+    """One deadline in force."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self.seconds, self.what = seconds, what
+        self.started = time.monotonic()
+        self.end = self.started + seconds
+        self.timer: threading.Timer | None = None
+
+
+_watches: list[_Watch] = []
+_progress = Progress(0, time.monotonic(), "")
+# Silence of the whole job in seconds and where its ranks are, where a heartbeat knows (`listen`).
+_job: tuple[Callable[[], float], Callable[[], str]] | None = None
+
+
+def mark(what: str) -> None:
+    """This process got on: every deadline in force starts anew. Costs about as much as looking at the clock."""
+    global _progress
+    _progress = Progress(_progress.marks + 1, time.monotonic(), what)
+
+
+def progress() -> Progress:
+    """The newest mark, named with the innermost phase it belongs to."""
+    phase = _watches[-1].what if _watches else "no phase"
+    return _progress._replace(what=f"{phase}: {_progress.what}" if _progress.what else phase)
+
+
+def listen(silence: Callable[[], float] | None, table: Callable[[], str] | None = None) -> None:
+    """From now on deadlines count the silence of the job instead of this process's; None: as before."""
+    global _job
+    _job = None if silence is None or table is None else (silence, table)
 
 
 @contextmanager
 def deadline(seconds: float, what: str) -> Iterator[None]:
-    """End this process, with a message and all stacks on stderr, if the block takes longer than `seconds`.
+    """End this process, with a message and all stacks on stderr, if the block makes no mark for `seconds`.
 
     Deadlines nest; each names its own phase. The exit code is 1: the launcher ends the other ranks.
     """
-    end = time.monotonic() + seconds
-    timer = threading.Timer(seconds, _expire, args=(seconds, what))
-    timer.daemon = True
-    timer.start()
-    _ends.append(end)
-    _arm()
+    watch = _Watch(seconds, what)
+    _watches.append(watch)
+    mark("")  # entering a phase is progress too
+    _start(watch, seconds)
     try:
         yield
     finally:
-        timer.cancel()
-        _ends.remove(end)
+        _watches.remove(watch)
+        if watch.timer is not None:
+            watch.timer.cancel()
+        mark("")
         _arm()
+
+
+def _start(watch: _Watch, seconds: float) -> None:
+    watch.end = time.monotonic() + seconds
+    watch.timer = threading.Timer(seconds, _check, args=(watch,))
+    watch.timer.daemon = True
+    watch.timer.start()
+    _arm()
 
 
 def _arm() -> None:
     # faulthandler has one timer for the whole process: it follows the earliest deadline.
-    if _ends and sys.__stderr__ is not None:
-        left = max(min(_ends) - time.monotonic(), 0.0) + BACKSTOP_S
+    if _watches and sys.__stderr__ is not None:
+        left = max(min(watch.end for watch in _watches) - time.monotonic(), 0.0) + BACKSTOP_S
         faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__)
     else:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _expire(seconds: float, what: str) -> None:
-    message = (
-        f"rank {os.environ.get('RANK', '0')}: {what} took longer than {seconds:g} s; another rank may be gone. "
-        "The stacks of all threads follow; raise trainer.watchdog_s if it only needs more time"
+def _check(watch: _Watch) -> None:
+    if watch not in _watches:
+        return
+    silence = time.monotonic() - max(watch.started, _progress.at)
+    if _job is not None:
+        silence = min(silence, _job[0]())
+    left = watch.seconds - silence
+    if left > 0:
+        _start(watch, max(left, 0.01))
+        return
+    last = f" (the last was {_progress.what!r})" if _progress.what else ""
+    where = f" Where the ranks are: {_job[1]()}." if _job is not None else ""
+    end(
+        f"{watch.what} took longer than {watch.seconds:g} s without a sign of progress{last}; another rank may be gone."
+        f"{where} The stacks of all threads follow; raise trainer.watchdog_s if it only needs more time"
     )
+
+
+def end(message: str) -> NoReturn:
+    """End this process with code 1: `message`, its last log lines and all stacks on stderr, the message reported."""
+    message = f"rank {os.environ.get('RANK', '0')}: {message}"
     stderr = sys.__stderr__
     if stderr is not None:
-        stderr.write(f"{message}\n")
+        lines = "".join(f"  {line}\n" for line in log.last_lines())
+        stderr.write(f"{message}\n" + (f"its last log lines:\n{lines}" if lines else ""))
         stderr.flush()
         faulthandler.dump_traceback(file=stderr, all_threads=True)
+        stderr.flush()
     rank.report(EXIT_ERROR, message)
     os._exit(EXIT_ERROR)

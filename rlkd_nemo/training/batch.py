@@ -16,7 +16,7 @@ class SequenceBatch:
     """Sequences of one update with their per-token data, ragged, on the host.
 
     Attributes:
-        prompts / responses: token ids; a response is never empty.
+        prompts / responses: token ids, never empty: the first response token is predicted from the prompt.
         weights: per row, float [len(response)]: the weight of each token in the loss of the whole update.
         fields: name -> per row, float [len(response)]: whatever the objective needs (old_log_probs, advantages, ...).
     """
@@ -27,11 +27,11 @@ class SequenceBatch:
     fields: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        wrong = [i for i, response in enumerate(self.responses) if not response]
-        if wrong or len(self.prompts) != len(self.responses):
+        empty = [sum(not row for row in rows) for rows in (self.prompts, self.responses)]
+        if any(empty) or len(self.prompts) != len(self.responses):
             raise ShapeError(
-                f"{len(self.prompts)} prompts, {len(self.responses)} responses, {len(wrong)} of them empty; "
-                "wanted one non-empty response for each prompt"
+                f"{len(self.prompts)} prompts, {empty[0]} of them empty, and {len(self.responses)} responses, "
+                f"{empty[1]} of them empty; wanted one non-empty response for each non-empty prompt"
             )
         for name, rows in {"weights": self.weights, **self.fields}.items():
             if name == "weights" and not rows:

@@ -21,6 +21,9 @@ from rlkd_nemo.types import Problem, Rollout, Score
 
 log = logging.getLogger(__name__)
 
+# A process's first step builds kernels and connections: its stages may be silent so many times longer.
+_FIRST_STEP = 10
+
 
 @dataclass
 class TrainerState:
@@ -73,12 +76,14 @@ class RLKDTrainer:
         self.on_step, self.on_rollouts, self.save, self.stop_requested = on_step, on_rollouts, save, stop_requested
         self.state = TrainerState()
         self._gated = False
+        self._patience = _FIRST_STEP
         self._clock: dict[str, float] = {}
 
     def fit(self) -> bool:
         """Train to `trainer.rlkd.max_steps`. Returns False if it was asked to stop (saved by then)."""
         loop = self.cfg.trainer.rlkd
         teacher_gate(self.objective_name, self.objective, self.cfg.gate)
+        self.actor.prepare_for_inference()
         self.sync()
         if self.state.step == 0 and loop.val_check_interval:
             self.on_step(0, self.validate())
@@ -111,6 +116,7 @@ class RLKDTrainer:
             metrics |= self.update(experience)
         with self._timed("sync"):
             self.sync()
+        self._patience = 1
         self.state.step += 1
         self.on_rollouts(self.state.step, experience)
         self._clock["step"] = time.perf_counter() - started
@@ -263,7 +269,7 @@ class RLKDTrainer:
         """Add to `time/<stage>_s`; a stage inside another is taken off it."""
         started = time.perf_counter()
         try:
-            with deadline(self.cfg.trainer.watchdog_s, f"{stage} of step {self.state.step + 1}"):
+            with deadline(self._patience * self.cfg.trainer.watchdog_s, f"{stage} of step {self.state.step + 1}"):
                 yield
         finally:
             spent = time.perf_counter() - started

@@ -10,6 +10,7 @@ import torch
 from rlkd_nemo.config.schema import Data, SFTLoop
 from rlkd_nemo.errors import InputError
 from rlkd_nemo.interfaces import Task, Tokenizer
+from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.training.batch import SequenceBatch
 
@@ -44,6 +45,7 @@ class SFTTrainer:
 
     Args:
         actor: anything with `update(batch, objective)`; all ranks call alike.
+        watchdog_s: longest silence within an update (lifecycle/watchdog.py); the first one has ten times as long.
         on_step: called as (step, metrics) after each update.
         save: called as (step, metrics, extra) every `loop.save_interval` steps and after the last.
         stop_requested: consensus over ranks, asked after each update.
@@ -59,6 +61,7 @@ class SFTTrainer:
         data: Data,
         max_tokens: int,
         seed: int,
+        watchdog_s: float,
         on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
         save: Callable[[int, dict[str, float], dict], None] = lambda step, metrics, extra: None,
         stop_requested: Callable[[], bool] = lambda: False,
@@ -66,13 +69,17 @@ class SFTTrainer:
         self.actor, self.task, self.tokenizer = actor, task, tokenizer
         self.loop, self.data, self.max_tokens, self.seed = loop, data, max_tokens, seed
         self.on_step, self.save, self.stop_requested = on_step, save, stop_requested
+        self.watchdog_s = watchdog_s
         self.step = 0
 
     def fit(self) -> bool:
         """Train to `loop.max_steps`. Returns False if stopped early (saved)."""
         self.actor.prepare_for_training()
+        patience = 10.0  # kernels are built and connections made in the first update
         while self.step < self.loop.max_steps:
-            metrics = self.actor.update(self._batch(self.step), negative_log_likelihood)
+            with deadline(patience * self.watchdog_s, f"supervised update {self.step + 1}"):
+                metrics = self.actor.update(self._batch(self.step), negative_log_likelihood)
+            patience = 1.0
             self.step += 1
             self.on_step(self.step, metrics)
             stop = self.stop_requested()

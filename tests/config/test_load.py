@@ -24,6 +24,14 @@ def test_group_choices_and_dotted_values_reach_the_typed_tree():
     assert cfg.model.optim.lr == 2e-4  # YAML 1.1 would read 2e-4 as text
 
 
+def test_devices_follow_the_layout_where_none_are_given():
+    # tensor parallel size 2 in the file
+    assert load("rlkd_demo", []).trainer.devices == 2
+    assert load("rlkd_demo", ["model.context_parallel_size=3"]).trainer.devices == 6
+    both = ["model.context_parallel_size=2", "model.pipeline_model_parallel_size=2", "trainer.num_nodes=2"]
+    assert load("rlkd_demo", both).trainer.devices == 4
+
+
 def test_name_types_its_group():
     assert isinstance(load("rlkd_demo", ["objective=grpo"]).objective, GRPO)
     assert load("rlkd_demo", ["objective=kdrl", "objective.beta=0.3"]).objective == KDRL(beta=0.3, dual_clip=3.0)

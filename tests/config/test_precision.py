@@ -32,7 +32,7 @@ def test_without_transformer_engine_one_error_names_the_extra(monkeypatch, asked
     found = check(load("rlkd_demo", [*GOOD[1:], asked]))
     assert len(found) == 1
     assert asked in found[0]
-    assert "pip install 'rlkd_nemo[te]'" in found[0]
+    assert "pip install 'rlkd_nemo[fp8]'" in found[0]
 
 
 CASES = [

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlkd_nemo.config import memory
 from rlkd_nemo.config.load import load
 from rlkd_nemo.config.ranges import AT_LEAST_ONE, CHOICES, NOT_NEGATIVE, POSITIVE, SHARES
 from rlkd_nemo.config.rules import check, enforce
@@ -10,6 +11,8 @@ from rlkd_nemo.errors import ConfigError
 MANY = "model.num_attention_heads=8 model.num_query_groups=4 trainer.devices=8"
 
 FULL = "model.activations_checkpoint_granularity=full model.activations_checkpoint_method="
+
+STATES = "model.optim.use_precision_aware_optimizer="
 
 
 def broken(*overrides):
@@ -51,6 +54,11 @@ CASES = [
      "model.virtual_pipeline_model_parallel_size=2", "model.num_layers=6", "multiple of 4"),
     ("model.pipeline_model_parallel_size=2 trainer.devices=4 model.virtual_pipeline_model_parallel_size=2 "
      "model.optim.use_distributed_optimizer=true", "model.optim.use_distributed_optimizer", "exact together"),
+    (STATES + "true", "model.optim.use_precision_aware_optimizer=true", "rlkd_nemo[fp8]"),
+    (STATES + "true", "model.optim.use_precision_aware_optimizer=true", "use_distributed_optimizer=false"),
+    (STATES + "true", "model.optim.use_precision_aware_optimizer=true", "trainer.precision=32"),
+    ("model.optim.exp_avg_dtype=bf16", "model.optim.exp_avg_dtype=bf16", "use_precision_aware_optimizer=true"),
+    ("model.optim.offload_states=true trainer.accelerator=cpu", "model.optim.offload_states=true", "CPU ranks"),
     ("rollout.tensor_model_parallel_size=4", "rollout.tensor_model_parallel_size=4", "neither 1"),
     ("model.tensor_model_parallel_size=1 data.global_batch_size=31", "data.global_batch_size=31", "multiple of 2"),
     ("rlkd.updates_per_batch=3", "rlkd.num_prompts=16", "1, 2, 4, 8, 16"),
@@ -87,14 +95,24 @@ CASES = [
     ("model.tokenizer.type=x", "model.tokenizer.type", "library=huggingface"),
     ("rlkd.overlong.mode=soft rlkd.overlong.buffer_tokens=65", "rlkd.overlong.buffer_tokens=65", "max_new_tokens=64"),
     ("model.micro_batch_tokens=100", "model.micro_batch_tokens=100", "model.encoder_seq_length=128"),
-    ("model.forward_micro_batch_tokens=1", "model.forward_micro_batch_tokens=1", "at least that many"),
+    ("model.forward_micro_batch_tokens=1", "model.forward_micro_batch_tokens=1", "at least 128"),
+    ("model.micro_batch_tokens=63 model.context_parallel_size=2", "model.micro_batch_tokens=63", "at least 64"),
+    ("model.encoder_seq_length=126 model.context_parallel_size=2", "model.encoder_seq_length=126", "multiple of 4"),
+    ("model.context_parallel_size=2 trainer.devices=2", "model.context_parallel_size", "2 x 1 x 2 = 4"),
+    ("model.context_parallel_size=2 trainer.devices=8 data.global_batch_size=31", "data.global_batch_size=31",
+     "multiple of 2"),
     ("data.strategies=[]", "data.strategies", "at least one"),
     ("exp_manager.audit_rollouts=-2", "exp_manager.audit_rollouts=-2", "-1 (all)"),
 ]  # fmt: skip
 
 
+@pytest.fixture
+def no_transformer_engine(monkeypatch):
+    monkeypatch.setattr(memory, "has_transformer_engine", lambda: False)
+
+
 @pytest.mark.parametrize(("overrides", "key", "told"), CASES, ids=[case[0] for case in CASES])
-def test_a_broken_rule_is_one_sentence(overrides, key, told):
+def test_a_broken_rule_is_one_sentence(overrides, key, told, no_transformer_engine):
     found = broken(*overrides.split())
     matching = [sentence for sentence in found if key in sentence and told in sentence]
     assert len(matching) == 1, found
@@ -118,12 +136,19 @@ def test_a_broken_rule_is_one_sentence(overrides, key, told):
         FULL + "block model.activations_checkpoint_num_layers=3",
         FULL + "uniform model.activations_checkpoint_num_layers=2",
         "rollout.max_new_tokens=127",
+        "model.context_parallel_size=2 model.micro_batch_tokens=64 model.packed_sequences=true",
         "model.micro_batch_tokens=128 model.forward_micro_batch_tokens=4096",
         "gsrm.reference_mode=tree task.num_teacher_paths=2",
     ],
 )
 def test_what_is_allowed(overrides):
     assert broken(*overrides.split()) == []
+
+
+def test_precision_aware_states_with_transformer_engine(monkeypatch):
+    monkeypatch.setattr(memory, "has_transformer_engine", lambda: True)
+    states = ["model.optim.use_precision_aware_optimizer=true", "model.optim.exp_avg_dtype=bf16"]
+    assert broken(*states, "model.optim.use_distributed_optimizer=true", "trainer.precision=bf16") == []
 
 
 @pytest.mark.parametrize("key", CHOICES)

@@ -10,7 +10,7 @@ from tests.ranks import launch
 SCRIPT = Path(__file__).with_name("precision_ranks.py")
 TE = importlib.util.find_spec("transformer_engine") is not None
 APEX = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
-needs_te = pytest.mark.skipif(not TE, reason="needs Transformer Engine: pip install 'rlkd_nemo[te]'")
+needs_te = pytest.mark.skipif(not TE, reason="needs Transformer Engine: pip install 'rlkd_nemo[fp8]'")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from rlkd_nemo.lifecycle.run_lock import RunLock
 from tests.integration.conftest import read_metrics, run_example
 from tests.ranks import ROOT
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.ranks
         ["objective=opd"],
         ["model.pipeline_model_parallel_size=2"],
         ["model.tensor_model_parallel_size=1"],  # data parallel 2
+        ["model.context_parallel_size=2", "model.tensor_model_parallel_size=1", "model.packed_sequences=true"],
         [
             "rollout.tensor_model_parallel_size=2",
             "model.sequence_parallel=true",
@@ -94,6 +96,25 @@ def test_interrupted_equals_uninterrupted_to_the_last_digit(start, uninterrupted
     assert not left, "a rank outlived its launcher"
 
     ended = run_example(*["train_rlkd", *start, *FIVE], f"exp_manager.exp_dir={tmp_path}")
+    assert ended.code == 0, ended.err
+    assert read_metrics(tmp_path) == uninterrupted
+
+
+def test_the_end_of_the_jobs_time_saves_and_gives_the_directory_back(start, uninterrupted, tmp_path, monkeypatch):
+    directory = f"exp_manager.exp_dir={tmp_path}"
+    holder = RunLock(tmp_path)
+    holder.acquire()
+    refused = run_example("train_rlkd", *start, *FIVE, directory)
+    assert refused.code == 2 and refused.err.count(f"in use by another job: process {os.getpid()}") == 1, refused.err
+    holder.release()
+
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
+    ended = run_example("train_rlkd", *start, *FIVE, directory, "exp_manager.stop_margin_s=3600")
+    assert ended.code == 3, ended.err
+    assert "3600 s are kept for saving" in ended.err and "stopped after step 1 of 5, saved" in ended.err
+    assert not (tmp_path / "run.lock").exists()
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    ended = run_example("train_rlkd", *start, *FIVE, directory)
     assert ended.code == 0, ended.err
     assert read_metrics(tmp_path) == uninterrupted
 

@@ -1,6 +1,6 @@
 """Rank script: loss and gradients of one layout against the single rank's, for every objective and cut of an update.
 
-Usage: split_invariance_ranks.py TP PP REFERENCE.pt; one rank writes the reference, several compare with it. Every
+Usage: split_invariance_ranks.py TP PP CP REFERENCE.pt; one rank writes the reference, several compare with it. Every
 layout is also run with what must not change the result either: sequence parallelism, recomputation.
 """
 
@@ -60,11 +60,13 @@ def experience():
     return steps.advantage(rollouts, scores, std="population", overlong=Overlong(), max_new_tokens=16, scale=1.0)
 
 
-def variants(tp):
+def variants(tp, world):
     """Settings of the model beside its layout, by name."""
     named = {"plain": {}}
     if tp > 1:
         named["sequence parallel"] = {"sequence_parallel": True}
+    if world > 2:
+        return named  # recomputation is a rank's own business: two ranks show it
     full = {"activations_checkpoint_granularity": "full", "activations_checkpoint_num_layers": 1}
     named["recompute full"] = {**full, "activations_checkpoint_method": "uniform", "sequence_parallel": tp > 1}
     if tp > 1:
@@ -73,10 +75,13 @@ def variants(tp):
     return named
 
 
-def main(tp, pp, path):
-    ranks = init_ranks(tp, pp)
-    for name, changes in variants(tp).items():
-        compare(name, ranks, path, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, **changes)
+def main(tp, pp, cp, path):
+    ranks = init_ranks(tp, pp, context_parallel_size=cp)
+    layout = {
+        "tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp, "context_parallel_size": cp,
+    }  # fmt: skip
+    for name, changes in variants(tp, ranks.world_size).items():
+        compare(name, ranks, path, **layout, **changes)
     close_ranks()
 
 
@@ -139,7 +144,8 @@ def compare(variant, ranks, path, **changes):
     worst_loss = worst_gradient = worst_metric = 0.0
     for name, objective in OBJECTIVES.items():
         batch = steps.update_batch(exp, rows, objective, max_new_tokens=16, drop_teacher_at=None)
-        for cut_ in CUTS:
+        # Recomputation knows nothing of rows: one cut is enough.
+        for cut_ in CUTS[-1:] if variant.startswith("recompute") else CUTS:
             actor.settings = dataclasses.replace(settings, **cut_)
             actor.prepare_for_training_step()
             loss, metrics = actor.get_loss_and_metrics(batch, steps.bind(name, objective, 0), temperature=0.8)
@@ -170,4 +176,4 @@ def compare(variant, ranks, path, **changes):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(*map(int, sys.argv[1:4]), sys.argv[4])

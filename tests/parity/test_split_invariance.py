@@ -19,17 +19,20 @@ def worst(output):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     path = tmp_path_factory.mktemp("parity") / "reference.pt"
-    output = launch(SCRIPT, 1, 1, 1, path)
+    output = launch(SCRIPT, 1, 1, 1, 1, path)
     assert max(worst(output)) <= 1e-5  # micro-batches of 4, 2 and 1
     return path, output
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("tp", "pp", "ranks"), [(2, 1, 2), (1, 2, 2), (1, 1, 2), (2, 2, 4)])
-def test_a_split_changes_neither_loss_nor_gradient(reference, tp, pp, ranks):
-    # The script also runs each layout with its variants.
+@pytest.mark.parametrize(
+    ("tp", "pp", "cp", "ranks"),
+    [(2, 1, 1, 2), (1, 2, 1, 2), (1, 1, 1, 2), (2, 2, 1, 4), (1, 1, 2, 2), (2, 1, 2, 4), (1, 2, 2, 4)],
+)
+def test_a_split_changes_neither_loss_nor_gradient(reference, tp, pp, cp, ranks):
+    # Each layout with its variants (sequence parallelism, recomputation), padded and packed, by rows and by tokens.
     # GRPO with reference KL, KDRL, TRRD with dual clip and TIS, OPD; ragged rows, failed rows and a failed group.
-    assert max(worst(launch(SCRIPT, ranks, tp, pp, reference[0]))) <= 1e-5
+    assert max(worst(launch(SCRIPT, ranks, tp, pp, cp, reference[0]))) <= 1e-5
 
 
 @pytest.mark.ranks

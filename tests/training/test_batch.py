@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlkd_nemo.errors import ShapeError
-from rlkd_nemo.training.batch import SequenceBatch, collate
+from rlkd_nemo.training.batch import SequenceBatch, collate, context_share
 from rlkd_nemo.training.partition import MicroBatchSize
 
 
@@ -47,6 +47,8 @@ def test_wrong_lengths_are_named():
         SequenceBatch([[1]], [[2, 3]], [], {"old": [torch.zeros(1)]})
     with pytest.raises(ShapeError, match="1 of them empty"):
         SequenceBatch([[1]], [[]])
+    with pytest.raises(ShapeError, match="1 prompts, 1 of them empty"):
+        SequenceBatch([[]], [[1]])  # nothing would predict the first token
 
 
 def test_rows_are_padded_to_a_multiple():
@@ -75,3 +77,28 @@ def test_packed_rows_are_rounded_up():
     # 4 and 3 tokens take 4 each; the last row takes what the sum lacks of 16
     assert got.tokens.tolist() == [[4, 9, 10, 11, 5, 6, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0]] and got.segments == [4, 12]
     assert got.positions.tolist() == [0, 1, 2, 5]
+
+
+def test_context_parallel_chunks_by_hand():
+    # 8 tokens in 2 x 2 chunks of 2: the first rank has the first and the last
+    assert context_share(8, 0, 2).tolist() == [0, 1, 6, 7]
+    assert context_share(8, 1, 2).tolist() == [2, 3, 4, 5]
+    assert context_share(5, 0, 1).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_response_token_is_one_context_parallel_rank_s(size, packed):
+    how = MicroBatchSize(3, packed=packed, multiple=2 * size, total_multiple=4 * size)
+    whole = collate(batch(), [0, 1, 2], 0, how)
+    parts = [collate(batch(), [0, 1, 2], 0, how, cp_rank=rank, cp_size=size) for rank in range(size)]
+    assert sum(part.mask.int() for part in parts).equal(whole.mask.int())
+    assert sum(part.held.int() for part in parts).tolist() == [1] * 6
+    torch.testing.assert_close(sum(part.weights for part in parts), whole.weights)
+    torch.testing.assert_close(sum(part.fields["old"] for part in parts), whole.fields["old"])
+    predicting = {7: 3, 8: 7, 9: 4, 10: 9, 11: 10, 12: 6}  # each response token and the token before it
+    for part in parts:
+        assert part.tokens.numel() * size == whole.tokens.numel() and part.segments == whole.segments
+        flat = part.tokens.flatten()
+        assert [predicting[t] for t in part.targets.tolist()] == flat[part.positions].tolist()
+        assert part.targets.numel() == int(part.mask.sum())

@@ -9,6 +9,7 @@ import torch
 
 from rlkd_nemo.engine.generate.decode import Decoder
 from rlkd_nemo.engine.generate.sampling import draw
+from rlkd_nemo.lifecycle.watchdog import mark
 
 # Finished rows leave when they are at least this share of those still computed (benchmarks/rollout.py).
 _LEAVE_FRACTION = 1 / 8
@@ -52,6 +53,7 @@ def decode_batch(
 
     cache, logits = decoder.prefill(prompts, groups, longest - 1)
     for step in range(longest):
+        mark(f"token {step + 1} of at most {longest}")
         token, log_prob = draw(logits, numbers[step, names], temperature)
         tokens[step, :rows] = token
         log_probs[step, :rows] = log_prob

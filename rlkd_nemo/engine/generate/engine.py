@@ -63,8 +63,8 @@ class EmbeddedRollout:
         self.version = -1
         # A decoding unit is a rank, or a tensor-parallel group; rank 0 of a group speaks for it.
         if self.collector.sharded:
-            self.num_units = ranks.pp_size * ranks.dp_size
-            self.unit = ranks.pp_rank * ranks.dp_size + ranks.dp_rank
+            self.num_units = ranks.pp_size * ranks.dp_size * ranks.cp_size
+            self.unit = (ranks.pp_rank * ranks.dp_size + ranks.dp_rank) * ranks.cp_size + ranks.cp_rank
             self.speaks = ranks.tp_rank == 0
         else:
             self.num_units, self.unit, self.speaks = ranks.world_size, ranks.world_rank, True

@@ -136,7 +136,7 @@ def _shards(shapes: dict[str, tuple[int, ...]], item_bytes: int, limit: int) -> 
 def _gather(piece: Piece | None, name: str, stage: int, shape: tuple[int, ...], model: Any) -> torch.Tensor | None:
     """The whole tensor on the main rank's host. The first data-parallel ranks join their shards, then cross stages."""
     ranks: Ranks = model.ranks
-    if ranks.dp_rank != 0:
+    if ranks.dp_rank != 0 or ranks.cp_rank != 0:
         return None
     whole = None
     if piece is not None:

@@ -120,6 +120,7 @@ def transformer_config(model: Model, precision: str = "32", has: Installed | Non
         recompute_granularity=model.activations_checkpoint_granularity,
         recompute_method=model.activations_checkpoint_method,
         recompute_num_layers=model.activations_checkpoint_num_layers,
+        context_parallel_size=model.context_parallel_size,
         # Micro-batches are padded to their own longest row; Megatron asks for this dispatcher even without experts.
         variable_seq_lengths=pipelined,
         moe_token_dispatcher_type="alltoall",

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from rlkd_nemo.engine.ranks import restore_rng, rng_state
 
 import torch.distributed as dist
 
+from rlkd_nemo.engine.state import integrity
+from rlkd_nemo.engine.state.background import Background
 from rlkd_nemo.engine.state.distributed import STORED_AS
 from rlkd_nemo.engine.state.layers import fill, model_state, scales_are_state
 from rlkd_nemo.engine.state.meta import (
@@ -33,10 +36,19 @@ from rlkd_nemo.engine.state.meta import (
     versions,
 )
 from rlkd_nemo.engine.state.retention import META, TEMPORARY, best, checkpoint_path, clean, discard, latest, prune
-from rlkd_nemo.engine.state.storage import ShardedObject, read_state, sync_to_disk, together, write_state
-from rlkd_nemo.errors import CheckpointError
+from rlkd_nemo.engine.state.storage import ShardedObject, prepare_state, read_state, sync_to_disk, together, write_state
+from rlkd_nemo.errors import CheckpointError, DamagedCheckpointError
 
-__all__ = ["best", "latest", "load_checkpoint", "model_from_checkpoint", "prune", "read_meta", "save_checkpoint"]
+__all__ = [
+    "begin_save",
+    "best",
+    "latest",
+    "load_checkpoint",
+    "model_from_checkpoint",
+    "prune",
+    "read_meta",
+    "save_checkpoint",
+]
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +73,82 @@ def save_checkpoint(
         metric: what `best` and `prune` go by; None if nothing was measured.
     Raises: CheckpointError on every rank if any could not write; earlier checkpoints are untouched.
     """
+    with _explained(Path(directory), step):
+        finish = _begin(Path(directory), step, actor, extra, tokenizer_pieces, metric, copy=False)
+        return finish(None)
+
+
+def begin_save(
+    background: Background,
+    directory: str | Path,
+    step: int,
+    actor: Any,
+    *,
+    extra: Mapping[str, Any],
+    tokenizer_pieces: Sequence[str],
+    metric: float | None = None,
+) -> None:
+    """`save_checkpoint`, but only copying to host memory now; `background` writes and publishes while training goes on.
+
+    What is published is the state at this call. The save before must have been collected (`background.wait`).
+    Raises: CheckpointError as `save_checkpoint`, here or from `background.wait`.
+    """
     directory = Path(directory)
+    with _explained(directory, step):
+        finish = _begin(directory, step, actor, extra, tokenizer_pieces, metric, copy=True)
+
+    def write(group: dist.ProcessGroup | None) -> Path:
+        with _explained(directory, step, group):
+            return finish(group)
+
+    background.start(write, f"save of step {step}")
+
+
+def _begin(
+    directory: Path,
+    step: int,
+    actor: Any,
+    extra: Mapping[str, Any],
+    pieces: Sequence[str],
+    metric: float | None,
+    *,
+    copy: bool,
+) -> Callable[[dist.ProcessGroup | None], Path]:
+    """The part of a save that needs the model; returns the part that only needs the disk, given a group of all ranks."""
+    final, unfinished, what = _places(directory, step)
+    meta = _describe(actor, step, extra, pieces, metric)
+    together(lambda: _prepare(unfinished), what)
+    state = prepare_state(_state(actor, training=_trains(actor)), copy=copy)
+
+    def finish(group: dist.ProcessGroup | None) -> Path:
+        write_state(state, unfinished, what, group)
+        meta["files"] = integrity.fingerprints(unfinished, what, group)
+        together(lambda: _publish(unfinished, final, json.dumps(meta, indent=2)), what, group)
+        return final
+
+    return finish
+
+
+def _places(directory: Path, step: int) -> tuple[Path, Path, str]:
+    """Where it will be, where it is until then, and how a failure begins."""
     final = checkpoint_path(directory, step)
-    unfinished = final.with_name(final.name + TEMPORARY)
-    meta = json.dumps(_describe(actor, step, extra, tokenizer_pieces, metric), indent=2)
-    what = f"checkpoint of step {step} was not written to {directory}, earlier ones are untouched"
+    return (
+        final,
+        final.with_name(final.name + TEMPORARY),
+        f"checkpoint of step {step} was not written to {directory}, earlier ones are untouched",
+    )
+
+
+@contextmanager
+def _explained(directory: Path, step: int, group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """Removes what a failed save left and adds to its error what to do."""
     try:
-        together(lambda: _prepare(unfinished), what)
-        write_state(_state(actor, training=_trains(actor)), unfinished, what)
-        together(lambda: _publish(unfinished, final, meta), what)
+        yield
     except CheckpointError as err:
         if _is_main():
-            shutil.rmtree(unfinished, ignore_errors=True)
-        raise CheckpointError(f"{err}. {_free_space(directory)}; change exp_manager.exp_dir or make room") from err
-    return final
+            shutil.rmtree(_places(directory, step)[1], ignore_errors=True)
+        free = _free_space(directory, group)
+        raise CheckpointError(f"{err}. {free}; change exp_manager.exp_dir or make room") from err
 
 
 def load_checkpoint(
@@ -89,11 +163,13 @@ def load_checkpoint(
         actor: an RLKDActor, or a bare model of `build_model`.
         weights_only: leave optimizer, schedule, `updates` and random numbers alone: a start model, a teacher.
         tokenizer_pieces: if given, the vocabulary's pieces are compared, not just their number.
-    Raises: CheckpointError when there is no such checkpoint, it holds another model or vocabulary, no training state
-        or one of another precision, or it cannot be read.
+    Raises: DamagedCheckpointError when its files are not what was written; CheckpointError when there is no such
+        checkpoint, it holds another model or vocabulary, no training state or one of another precision, or it cannot
+        be read.
     """
     path = Path(path)
     meta = read_meta(path)
+    integrity.check(path)
     check_model(path, meta, actor.settings, actor.vocab_size)
     if tokenizer_pieces is not None:
         check_pieces(path, meta, tokenizer_pieces)
@@ -104,7 +180,12 @@ def load_checkpoint(
     template = _state(
         actor, training=training and meta["optimizer_stepped"], rng=training and same_layout, loading=True
     )
-    state = read_state(template, path, f"{path} cannot be read")
+    try:
+        state = read_state(template, path, f"{path} cannot be read")
+    except CheckpointError as err:
+        if "files" in meta:
+            raise  # they are what was written: this model cannot take them
+        raise DamagedCheckpointError(str(err)) from err
     fill(actor.hidden_model, state["model"])
     if not training:
         if _trains(actor):
@@ -201,14 +282,14 @@ def _publish(unfinished: Path, final: Path, meta: str) -> None:
     sync_to_disk(final.parent)
 
 
-def _free_space(directory: Path) -> str:
+def _free_space(directory: Path, group: dist.ProcessGroup | None) -> str:
     """The main rank's view, so that all ranks raise the same words."""
     view: list[str] = [""]
     if _is_main():
         while not directory.exists():
             directory = directory.parent
         view = [f"{shutil.disk_usage(directory).free / 2**20:.0f} MiB are free there"]
-    dist.broadcast_object_list(view)
+    dist.broadcast_object_list(view, group=group)
     return view[0]
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from rlkd_nemo import __version__
 from rlkd_nemo.config.schema import Model, RopeScaling
-from rlkd_nemo.engine.state.retention import META, TEMPORARY, checkpoints
-from rlkd_nemo.errors import CheckpointError
+from rlkd_nemo.engine.state.retention import META, TEMPORARY, checkpoints, is_named
+from rlkd_nemo.errors import CheckpointError, DamagedCheckpointError
 
 FORMAT_VERSION = 1
 # Everything that decides what the weights mean. The context length is not among them: RoPE has no weights.
@@ -57,7 +57,10 @@ def with_architecture(current: Model, values: Mapping[str, Any]) -> Model:
 def layout_of(model: Model, world_size: int) -> dict[str, int]:
     """Sizes of the axes the ranks are laid out in."""
     tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    return {"tensor": tensor, "pipeline": pipeline, "data": world_size // (tensor * pipeline)}
+    context = model.context_parallel_size
+    layout = {"tensor": tensor, "pipeline": pipeline, "data": world_size // (tensor * pipeline * context)}
+    # Older checkpoints do not name the context axis: it was 1.
+    return layout if context == 1 else {**layout, "context": context}
 
 
 def pieces_hash(pieces: Sequence[str]) -> str:
@@ -77,8 +80,8 @@ def versions() -> dict[str, str]:
 def read_meta(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint's `meta.json`.
 
-    Raises: CheckpointError when `path` is missing, unfinished, no checkpoint, or of a newer format; the message lists
-        the checkpoints that are there instead.
+    Raises: CheckpointError when `path` is missing, unfinished, no checkpoint, or of a newer format,
+        DamagedCheckpointError when it lost its meta; the message lists the checkpoints that are there instead.
     """
     path = Path(path)
     if not path.is_dir():
@@ -87,12 +90,16 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is unfinished: its saving was interrupted; {_there(path.parent)}")
     file = path / META
     if not file.is_file():
-        raise CheckpointError(f"{path} is not a checkpoint, it has no {META}; {_there(path)}")
+        # A checkpoint's name is given to what has a meta already: this one lost it.
+        kind = DamagedCheckpointError if is_named(path) else CheckpointError
+        raise kind(f"{path} is not a checkpoint, it has no {META}; {_there(path)}")
     try:
         meta = json.loads(file.read_text())
         version = meta["format_version"]
     except (ValueError, KeyError, TypeError, OSError) as err:
-        raise CheckpointError(f"{file} cannot be read ({type(err).__name__}: {err}); {_there(path.parent)}") from err
+        raise DamagedCheckpointError(
+            f"{file} cannot be read ({type(err).__name__}: {err}); {_there(path.parent)}"
+        ) from err
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {version}, wanted {FORMAT_VERSION}: it is of another version of rlkd_nemo"

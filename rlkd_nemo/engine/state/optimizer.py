@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from rlkd_nemo.config.memory import NO_TRANSFORMER_ENGINE, has_transformer_engine
 from rlkd_nemo.config.schema import Optim
 from rlkd_nemo.engine.model.chunks import Chunks, chunks_of
 from rlkd_nemo.engine.state.distributed import make_resumable
+from rlkd_nemo.errors import ConfigError
+
+# Megatron names Transformer Engine's fp8 states by the bytes they are stored in.
+_STATE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 
 
 def wrap_for_training(model: torch.nn.Module, optim: Optim) -> torch.nn.Module:
@@ -46,28 +53,46 @@ def wrap_for_training(model: torch.nn.Module, optim: Optim) -> torch.nn.Module:
     return Chunks(wrapped) if isinstance(model, Chunks) else wrapped[0]
 
 
+def optimizer_settings(optim: Optim, params_dtype: torch.dtype, gradient_clip_val: float) -> dict[str, Any]:
+    """The arguments of Megatron's OptimizerConfig. Gradients are fp32 whatever the states are."""
+    settings = {
+        "optimizer": "adam",
+        "lr": optim.lr,
+        "min_lr": optim.sched.min_lr,
+        "weight_decay": optim.weight_decay,
+        "adam_beta1": optim.betas[0],
+        "adam_beta2": optim.betas[1],
+        "adam_eps": optim.eps,
+        "clip_grad": gradient_clip_val,
+        "bf16": params_dtype == torch.bfloat16,
+        "use_distributed_optimizer": optim.use_distributed_optimizer,
+        "overlap_param_gather": optim.overlap_param_sync,
+        "params_dtype": params_dtype,
+    }
+    if optim.use_precision_aware_optimizer:
+        settings |= {
+            "use_precision_aware_optimizer": True,
+            "main_params_dtype": _STATE_TYPES[optim.main_params_dtype],
+            "exp_avg_dtype": _STATE_TYPES[optim.exp_avg_dtype],
+            "exp_avg_sq_dtype": _STATE_TYPES[optim.exp_avg_sq_dtype],
+            # An fp32 master is a bf16 weight and sixteen more bits: those alone are stored.
+            "store_param_remainders": optim.main_params_dtype == "fp32",
+        }
+    return settings
+
+
 def build_optimizer(
     model: torch.nn.Module, optim: Optim, *, gradient_clip_val: float, total_updates: int
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """AdamW and its schedule. `total_updates` is the decay length where `optim.sched.decay_steps` is null."""
+    """AdamW and its schedule. `total_updates` is the decay length where `optim.sched.decay_steps` is null.
+
+    Raises: ConfigError when precision-aware states are asked for without Transformer Engine.
+    """
     config = model.config
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=optim.lr,
-            min_lr=optim.sched.min_lr,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.betas[0],
-            adam_beta2=optim.betas[1],
-            adam_eps=optim.eps,
-            clip_grad=gradient_clip_val,
-            bf16=config.bf16,
-            use_distributed_optimizer=optim.use_distributed_optimizer,
-            overlap_param_gather=optim.overlap_param_sync,
-            params_dtype=config.params_dtype,
-        ),
-        chunks_of(model),
-    )
+    if optim.use_precision_aware_optimizer and not has_transformer_engine():
+        raise ConfigError(NO_TRANSFORMER_ENGINE)
+    settings = optimizer_settings(optim, config.params_dtype, gradient_clip_val)
+    optimizer = get_megatron_optimizer(OptimizerConfig(**settings), chunks_of(model))
     make_resumable(optimizer)
     if config.bf16:
         config.grad_scale_func = optimizer.scale_loss

@@ -1,7 +1,8 @@
 """Which checkpoints there are and which stay: newest, best, prune.
 
 A checkpoint is a folder `step-000010` with a `meta.json`. Whatever ends in `.tmp` is being written or removed, or was
-when its process died, and is never taken for one. Call from one rank only; nothing here talks to the others.
+when its process died, and is never taken for one; nor is what was set aside as `.damaged`, which nothing here
+removes. Call from one rank only; nothing here talks to the others.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from rlkd_nemo.errors import ConfigError
 
 META = "meta.json"
 TEMPORARY = ".tmp"
+DAMAGED = ".damaged"
 _NAME = re.compile(r"step-(\d+)")
 
 
 def checkpoint_path(directory: str | Path, step: int) -> Path:
     """Where the checkpoint of `step` is published."""
     return Path(directory) / f"step-{step:06d}"
+
+
+def is_named(path: Path) -> bool:
+    """Has it the name of a published checkpoint?"""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def step_of(path: Path) -> int:
@@ -36,6 +43,27 @@ def checkpoints(directory: str | Path) -> list[Path]:
         return []
     found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name) and (path / META).is_file()]
     return sorted(found, key=step_of)
+
+
+def published(directory: str | Path) -> list[Path]:
+    """All folders that have a checkpoint's name, oldest first, even one whose meta is gone: it had one."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return []
+    return sorted((p for p in directory.iterdir() if p.is_dir() and is_named(p)), key=step_of)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint a name under which it is never picked up again; nothing of it is removed."""
+    number, kept = 1, path.with_name(path.name + DAMAGED)
+    while kept.exists():
+        number, kept = number + 1, path.with_name(f"{path.name}{DAMAGED}-{number}")
+    return path.rename(kept)
+
+
+def damaged(directory: str | Path) -> list[Path]:
+    """What `set_aside` kept."""
+    return sorted(Path(directory).glob(f"step-*{DAMAGED}*"))
 
 
 def latest(directory: str | Path) -> Path | None:
@@ -85,6 +113,13 @@ def _ranked(directory: str | Path, mode: str) -> list[Path]:
     if mode not in ("max", "min"):
         raise ConfigError(f"exp_manager.checkpoint_callback_params.mode={mode!r} is unknown; choose max or min")
     sign = -1.0 if mode == "max" else 1.0
-    metrics = {path: json.loads((path / META).read_text())["metric"] for path in checkpoints(directory)}
+    metrics = {path: _metric(path) for path in checkpoints(directory)}
     measured = [path for path, value in metrics.items() if value is not None and not math.isnan(value)]
     return sorted(measured, key=lambda path: (sign * metrics[path], -step_of(path)))
+
+
+def _metric(path: Path) -> float | None:
+    try:
+        return json.loads((path / META).read_text())["metric"]
+    except (ValueError, KeyError, TypeError):  # damaged: it is no best one, and a save must not fail over it
+        return None

@@ -44,9 +44,9 @@ def test_which_layers(asked, has, got):
 
 def test_fp8_chooses_transformer_engine_or_is_refused():
     assert implementation(FP8, HOPPER) == "transformer_engine"
-    with pytest.raises(ConfigError, match=r"pip install 'rlkd_nemo\[te\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'rlkd_nemo\[fp8\]'"):
         implementation(FP8, BARE_GPU)
-    with pytest.raises(ConfigError, match=r"rlkd_nemo\[te\]"):
+    with pytest.raises(ConfigError, match=r"rlkd_nemo\[fp8\]"):
         implementation(Model(transformer_impl="transformer_engine"), CPU)
     with pytest.raises(ConfigError, match="transformer_impl=local"):
         implementation(dataclasses.replace(FP8, transformer_impl="local"), HOPPER)
@@ -119,10 +119,12 @@ def test_the_layers_of_transformer_engine_are_megatrons(monkeypatch):
 
 def test_micro_batches_come_in_blocks_for_fp8():
     """Ragged rows in: what reaches the layers of a rank is a multiple of 16 tokens, under sequence parallelism too."""
-    ranks = SimpleNamespace(dp_size=1, dp_rank=0)
+    ranks = SimpleNamespace(dp_size=1, dp_rank=0, cp_size=1, cp_rank=0)
     rows = SequenceBatch([[1] * 5, [2] * 3], [[3] * 12, [4] * 30], [torch.ones(12), torch.ones(30)])
     for model, sequence_parallel, length in ((Model(), False, 33), (FP8, False, 48), (FP8, True, 64)):
-        config = SimpleNamespace(tensor_model_parallel_size=2, sequence_parallel=sequence_parallel)
+        config = SimpleNamespace(
+            tensor_model_parallel_size=2, sequence_parallel=sequence_parallel, context_parallel_size=1
+        )
         (micro,), _ = prepare_micro_batches(rows, model, config, ranks, 0, forward_only=False)
         assert micro.tokens.shape == (2, length)
 
@@ -139,7 +141,7 @@ def test_megatron_alone_ignores_fp8_and_we_do_not(seen):
     assert seen["megatron_fp8_ran_bitwise_in_high_precision"] == dict.fromkeys(
         ("delayed", "tensorwise", "blockwise", "mxfp8"), True
     )
-    assert "rlkd_nemo[te]" in seen["ours"]
+    assert "rlkd_nemo[fp8]" in seen["ours"]
 
 
 @pytest.mark.ranks

@@ -11,7 +11,9 @@ import random
 import resource
 import shutil
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 from rlkd_nemo.engine.ranks import close_ranks, init_ranks, rng_state, seed_everything
 
@@ -19,12 +21,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from rlkd_nemo.config.load import load as load_config
 from rlkd_nemo.config.schema import Model, Optim, Schedule
 from rlkd_nemo.engine.actor import RLKDActor
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.scoring import sequence_log_probs
-from rlkd_nemo.engine.state import checkpoint
+from rlkd_nemo.engine.state import checkpoint, storage
+from rlkd_nemo.engine.state.background import Background
 from rlkd_nemo.errors import CheckpointError
+from rlkd_nemo.run_directory import RunDirectory
 from rlkd_nemo.training.batch import SequenceBatch
 from rlkd_nemo.training.sft import negative_log_likelihood
 
@@ -168,6 +173,8 @@ def tensor_parallel(root, warned):
     SEEN["meta"] = checkpoint.read_meta(path)
     errors(root, path, actor, ranks)
     full_disk(root, actor)
+    falls_back(root / "run", ranks)
+    in_background(root / "background", ranks)
     untrained(root / "untrained", ranks)
     half_precision(root / "bf16", path, ranks)
     return path
@@ -189,6 +196,65 @@ def errors(root, path, actor, ranks):
     dist.barrier()
     refused("damaged", load, damaged, new_actor(ranks, tp=2))
     refused("precision", load, path, new_actor(ranks, tp=2, precision="bf16"))
+
+
+def falls_back(root, ranks):
+    """A run whose newest checkpoints are damaged, each in its own way; the ranks' answers must agree."""
+    cfg = load_config("rlkd_demo")
+    tokens = SimpleNamespace(pieces=lambda: PIECES)
+    run = RunDirectory(root, cfg, ranks, tokens, total_steps=9, description="test")
+    actor = new_actor(ranks, tp=2)
+    damages = {
+        5: lambda path: os.truncate(path / "__1_0.distcp", 100),
+        6: lambda path: (path / "__0_0.distcp").unlink(),
+        7: lambda path: (path / "meta.json").write_text('{"format_version": 1'),
+        8: lambda path: (path / "meta.json").unlink(),
+        9: lambda path: (path / "common.pt").write_bytes((path / "common.pt").read_bytes()[:-1] + b"x"),
+    }
+    for step in (4, *damages):
+        path = save(run.checkpoints, step, actor, extra={"step": step})
+        if dist.get_rank() == 0 and step in damages:
+            damages[step](path)
+        dist.barrier()
+    refused("named_and_damaged", checkpoint.load_checkpoint, path, actor)
+    SEEN["fell_back_to"] = run.resume(actor)
+    if dist.get_rank() == 0:
+        SEEN["after_fall_back"] = sorted(p.name for p in run.checkpoints.iterdir())
+        SEEN["resumes"] = [json.loads(line) for line in (root / "resumes.jsonl").read_text().splitlines()]
+        (run.checkpoints / "step-000004" / "__1_0.distcp").write_bytes(b"")
+    dist.barrier()
+    refused("none_is_whole", run.resume, actor)
+    refused("still_none", run.resume, actor)
+
+
+def in_background(root, ranks):
+    """An asynchronous save while training goes on, against a synchronous one of the same state; and a failing one."""
+    actor = new_actor(ranks, tp=2)
+    train(actor, 2)
+    told = checkpoint.read_meta(save(root / "sync", 2, actor))
+    background = Background()
+    options = {"extra": {"step": 2}, "tokenizer_pieces": PIECES}
+    hold, release = storage.checkpoint.save, threading.Event()
+
+    def late(*args, **kwargs):
+        assert release.wait(60)
+        return hold(*args, **kwargs)
+
+    storage.checkpoint.save = late
+    checkpoint.begin_save(background, root / "async", 2, actor, **options)
+    train(actor, 1)  # its weights are no longer what is being written
+    SEEN["while_writing"] = [background.busy, background.done(), sorted(p.name for p in (root / "async").iterdir())]
+    release.set()
+    background.wait()
+    storage.checkpoint.save = hold
+    written = checkpoint.read_meta(root / "async" / "step-000002")
+    SEEN["sync_and_async"] = [{**m["files"], ".metadata": 0} for m in (told, written)]
+    SEEN["after_writing"] = [background.busy, sorted(p.name for p in (root / "async").iterdir())]
+    with FileSizeLimit(rank=1, size=20_000):
+        checkpoint.begin_save(background, root / "async", 3, actor, **options)
+        refused("background_failed", background.wait)
+    dist.barrier()
+    SEEN["after_failure"] = [background.busy, sorted(p.name for p in (root / "async").iterdir())]
 
 
 def full_disk(root, actor):

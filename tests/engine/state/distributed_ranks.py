@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import weakref
 
 from rlkd_nemo.engine.ranks import close_ranks, init_ranks
 
@@ -18,7 +19,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from rlkd_nemo.engine.state import checkpoint
 from rlkd_nemo.engine.state.distributed import ResumableOptimizer, each
-from rlkd_nemo.errors import CheckpointError, NonFiniteError
+from rlkd_nemo.engine.state.offload import StateOffload, _get
+from rlkd_nemo.errors import CheckpointError, ConfigError, NonFiniteError
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.training.sft import negative_log_likelihood
 
@@ -152,6 +154,45 @@ def pipeline(root, ranks):
         SEEN[f"tied_{name}_resumed"] = train(resumed, 3)
 
 
+def offloading(ranks):
+    """Optimizer states to other memory and back between updates, on the host, as it goes between host and GPU."""
+    for precision in ("32", "bf16"):
+        for name, optim in (("plain", PLAIN), ("distributed", DISTRIBUTED)):
+            actor = actor_with(ranks, optim, precision=precision)
+            train(actor, 2)
+            states = StateOffload(actor.optimizer, actor.bare_model, ranks.device)
+            places = list(states._places())
+            before = [_get(*place).clone() for place in places]
+            model = [parameter.data_ptr() for parameter in actor.model.parameters()]
+            wanted, moments = (
+                log_probs(actor.bare_model, ranks),
+                [weakref.ref(_get(*p)) for p in places if p[1] != "data"],
+            )
+            states.offload()
+            states.offload()  # a second time is none
+            seen = {
+                "places": len(places),
+                "parameters": sum(len(group["params"]) for group in actor.optimizer.param_groups),
+                "moved": [_get(*p).data_ptr() for p in places] == [host.data_ptr() for host in states._host.values()],
+                "left behind": sum(old() is not None for old in moments),
+                "model stays": model == [parameter.data_ptr() for parameter in actor.model.parameters()],
+                "samples": log_probs(actor.bare_model, ranks) == wanted,
+            }
+            states.reload()
+            states.reload()
+            seen["same bits"] = all(torch.equal(a, _get(*place)) for a, place in zip(before, places, strict=True))
+            # What the host keeps for the next round is no part of what is trained on.
+            for host in states._host.values():
+                host.fill_(float("nan"))
+            seen["next"] = train(actor, 2)
+            states.offload()
+            SEEN[f"offload_{name}_{precision}"] = seen
+    try:
+        actor_with(ranks, {"offload_states": True})
+    except ConfigError as err:
+        SEEN["offload_on_cpu"] = str(err)
+
+
 def finite_loss_without_gradient(log_probs, mask, fields):
     """0 a token, whose derivative is infinite."""
     return TokenLoss((log_probs - log_probs.detach()).abs().sqrt() * mask, {})
@@ -164,7 +205,7 @@ def not_a_number(log_probs, mask, fields):
 def nan_gradients(ranks):
     """Megatron's `step()` on a NaN in one gradient; then our update on a loss that has one."""
     for precision in ("32", "bf16"):
-        for name, optim in (("plain", PLAIN), ("distributed", DISTRIBUTED)):
+        for name, optim in (("plain", PLAIN), ("distributed", DISTRIBUTED), ("overlapped", OVERLAPPED)):
             actor = actor_with(ranks, optim, precision=precision)
             actor.prepare_for_training_step()
             next(actor.model.parameters()).main_grad.fill_(float("nan"))
@@ -196,6 +237,7 @@ def main(root, results):
         unread_output_weight(ranks)
         resume(root, ranks)
         nan_gradients(ranks)
+        offloading(ranks)
         other_layouts(root, init_ranks(2, 1), "tp2", tp=2)
         pipeline(root, init_ranks(1, 2))
     if dist.get_rank() == 0:

@@ -133,6 +133,42 @@ def test_a_full_disk_is_the_same_error_everywhere_and_harms_nothing(seen):
     assert seen.unharmed
 
 
+def test_damaged_checkpoints_are_passed_over_loudly_and_kept(seen):
+    assert seen.fell_back_to == {"step": 4}
+    assert seen.after_fall_back == ["step-000004", *(f"step-00000{step}.damaged" for step in range(5, 10))]
+    (entry,) = seen.resumes
+    assert entry["resumed_from"] == "step-000004"
+    assert [e["skipped_checkpoint"] for e in entry["skipped"]] == [f"step-00000{step}" for step in range(9, 4, -1)]
+    why = [e["why"] for e in entry["skipped"]]
+    assert "rank 0: OSError: common.pt has other contents than were written" in why[0]
+    assert "has no meta.json" in why[1] and "cannot be read" in why[2]
+    assert "__0_0.distcp is missing" in why[3] and "__1_0.distcp has 100 bytes, wanted" in why[4]
+
+
+def test_a_damaged_checkpoint_that_was_named_is_an_error(seen):
+    assert "step-000009 cannot be read: rank 0: OSError: common.pt" in seen.named_and_damaged
+
+
+def test_a_run_without_a_whole_checkpoint_never_starts_anew_by_itself(seen):
+    for message in (seen.none_is_whole, seen.still_none):
+        assert "is whole" in message and "exp_manager.resume_if_exists=false" in message
+
+
+def test_an_asynchronous_save_holds_what_a_synchronous_one_does(seen):
+    busy, done, there = seen.while_writing
+    assert busy and not done and there == ["step-000002.tmp"]  # unpublished while training goes on
+    sync, background = seen.sync_and_async
+    assert sync == background and len(sync) == 5  # sizes and sums of every file, though the weights had moved on
+    assert seen.after_writing == [False, ["step-000002"]]
+
+
+def test_a_failed_asynchronous_save_is_the_same_error_everywhere_and_harms_nothing(seen):
+    assert "step 3 was not written" in seen.background_failed
+    assert "rank 1: OSError: [Errno 27] File too large" in seen.background_failed
+    assert "MiB are free" in seen.background_failed
+    assert seen.after_failure == [False, ["step-000002"]]
+
+
 def test_meta_tells_what_a_person_wants_to_know(seen):
     assert seen.meta["step"] == seen.meta["updates"] == 3
     assert seen.meta["layout"] == {"tensor": 2, "pipeline": 1, "data": 1}

@@ -114,6 +114,22 @@ def test_an_optimizer_of_the_other_kind_is_refused(seen):
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["plain", "distributed"])
+def test_states_leave_and_come_back(seen, optimizer, precision):
+    case = getattr(seen, f"offload_{optimizer}_{precision}")
+    # Two moments a parameter, and the master where the model does not have it itself.
+    assert case["places"] == case["parameters"] * (2 if precision == "32" else 3) > 0
+    assert case["moved"] and case["left behind"] == 0 and case["same bits"]
+    assert case["model stays"] and case["samples"]
+    assert case["next"] == getattr(seen, f"{optimizer}_{precision}")[0][2:]  # updates 3 and 4, to the last digit
+
+
+def test_offloading_on_cpu_ranks_is_refused(seen):
+    assert "model.optim.offload_states=true" in seen.offload_on_cpu
+    assert "CPU ranks" in seen.offload_on_cpu
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["plain", "distributed", "overlapped"])
 def test_nan_gradients(seen, optimizer, precision):
     case = getattr(seen, f"nan_{optimizer}_{precision}")
     # Megatron alone: a step that reports success and leaves NaN in the weights.

@@ -9,7 +9,14 @@ import sys
 import pytest
 
 from rlkd_nemo.config.schema import Model, RopeScaling
-from rlkd_nemo.engine.state.meta import architecture_of, check_model, model_from_checkpoint, pieces_hash, read_meta
+from rlkd_nemo.engine.state.meta import (
+    architecture_of,
+    check_model,
+    layout_of,
+    model_from_checkpoint,
+    pieces_hash,
+    read_meta,
+)
 from rlkd_nemo.engine.state.retention import best, checkpoints, clean, latest, prune
 from rlkd_nemo.errors import CheckpointError, ConfigError
 
@@ -121,6 +128,13 @@ def test_a_model_takes_architecture_from_the_checkpoint_and_layout_from_the_conf
     assert model.num_layers == 7
     assert (model.tensor_model_parallel_size, model.micro_batch_size, model.encoder_seq_length) == (4, 5, 512)
     assert model.kv_channels == 24  # 96 / 4
+
+
+def test_the_layout_names_the_context_axis_only_where_there_is_one():
+    # a checkpoint from before there was one has the same layout as a run without it
+    assert layout_of(Model(tensor_model_parallel_size=2), 8) == {"tensor": 2, "pipeline": 1, "data": 4}
+    with_context = layout_of(Model(tensor_model_parallel_size=2, context_parallel_size=2), 8)
+    assert with_context == {"tensor": 2, "pipeline": 1, "data": 2, "context": 2}
 
 
 def test_an_older_checkpoint_has_the_defaults_of_what_was_added_since(run):

@@ -1,0 +1,56 @@
+"""Rank script: two ranks in a phase of a job; one of them goes wrong. Usage: heartbeat_ranks.py HOW FOLDER"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rlkd_nemo.engine.ranks import close_ranks, init_ranks
+
+import torch
+import torch.distributed as dist
+
+from rlkd_nemo import log
+from rlkd_nemo.launch import rank
+from rlkd_nemo.lifecycle.watchdog import deadline, mark
+
+
+def endless_loop():
+    while True:
+        pass
+
+
+def main(arguments):
+    how, folder = arguments[0], Path(arguments[1])
+    (folder / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    ranks = init_ranks(1, 1, timeout_s=60, heartbeat_s=3)
+    me = ranks.world_rank
+    log.configure("test", me, "DEBUG")
+    log.logging.getLogger("rlkd_nemo.test").info("both ranks are there")
+    dist.all_reduce(torch.ones(1))
+    if how == "slow":  # rank 1 works for longer than the deadline, but gets on
+        with deadline(1.5, "rollout of step 2"):
+            for token in range(12 if me == 1 else 0):
+                time.sleep(0.4)
+                mark(f"token {token}")
+            dist.all_reduce(torch.ones(1))
+        print("DONE", flush=True)
+        close_ranks()
+        return
+    with deadline(20 if how.startswith("stopped") else 4, "update of step 3"):
+        mark("micro-batch 2 of 4")
+        if how.startswith("stopped") and me == int(how[-1]):
+            time.sleep(2)  # a beat carries the phase
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if how == "loop" and me == 1:
+            endless_loop()
+        if how == "elsewhere" and me == 1:
+            with deadline(4, "save of step 3"):
+                dist.recv(torch.ones(1), src=0)  # rank 0 is in another collective and never sends
+        dist.all_reduce(torch.ones(1))
+
+
+if __name__ == "__main__":
+    rank.enter()
+    rank.leave(rank.run(main, sys.argv[1:]))

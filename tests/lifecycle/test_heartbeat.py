@@ -1,0 +1,57 @@
+"""A rank that stops, loops or waits for what never comes: the job ends soon, says who and where, and leaves nothing."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("heartbeat_ranks.py")
+START = "import sys; from rlkd_nemo.launch.local import run_ranks; sys.exit(run_ranks(sys.argv[1], sys.argv[2:], 2, grace_s=3))"
+pytestmark = pytest.mark.ranks
+
+
+def run(how, folder):
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(SCRIPT), how, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    pids = [int(path.read_text()) for path in folder.glob("pid-*")]
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids), "a rank was left behind"
+    return done, time.monotonic() - started
+
+
+# Rank 0 holds the store that beats go through: without it the others see a store that does not answer.
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_stopped_rank_is_named_by_its_peer(tmp_path, who):
+    done, seconds = run(f"stopped{who}", tmp_path)
+    assert done.returncode == 1 and seconds < 60
+    if who == 1:
+        assert "rank 1 (process" in done.stderr and "no sign of life" in done.stderr
+        assert "last in update of step 3: micro-batch 2 of 4" in done.stderr
+    else:
+        assert "rank 0, which holds the store of the ranks, has not answered" in done.stderr
+    assert f"rank {1 - who}: " in done.stderr
+    assert "all_reduce" in done.stderr  # the stack of the one that waited
+    assert "both ranks are there" in done.stderr.partition("its last log lines:")[2]
+
+
+@pytest.mark.parametrize(("how", "frame"), [("loop", "in endless_loop"), ("elsewhere", "in recv")])
+def test_a_job_without_progress_shows_where_every_rank_is(tmp_path, how, frame):
+    done, seconds = run(how, tmp_path)
+    assert done.returncode == 1 and seconds < 60
+    assert "without a sign of progress" in done.stderr
+    assert frame in done.stderr and "in all_reduce" in done.stderr  # both stacks
+    where = "save of step 3" if how == "elsewhere" else "update of step 3: micro-batch 2 of 4"
+    assert where in done.stderr.partition("Where the ranks are: ")[2].partition(".")[0]
+
+
+def test_waiting_for_a_rank_that_gets_on_is_no_hang(tmp_path):
+    done, _ = run("slow", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("DONE") == 2
