@@ -41,7 +41,8 @@ setup(
     extras_require={
         "vllm": ["vllm>=0.11"],
         # NVIDIA Apex adds fused layer norms and optimizers; it is built from source (github.com/NVIDIA/apex).
-        "fp8": ["transformer-engine[pytorch]>=2.1"],
+        # Transformer Engine's layers, with or without FP8; 2.3 knows all four recipes.
+        "fp8": ["transformer-engine[pytorch]>=2.3"],
         "aligner": ["nemo-aligner==0.7.0", "nemo-toolkit[nlp]==2.1.0"],
         "wandb": ["wandb>=0.17"],
         # What benchmarks measure against.

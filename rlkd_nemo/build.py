@@ -65,7 +65,8 @@ def build_actor(
 
 def build_frozen(cfg: Config, path: str | Path, ranks: Ranks, tokens: Tokenizer) -> FrozenModel:
     """A frozen model from a checkpoint, in the student's layout; its architecture is the checkpoint's own."""
-    settings = model_from(path, cfg.model)
+    # No virtual pipeline: it shortens the wait between forward and backward, and there is no backward.
+    settings = dataclasses.replace(model_from(path, cfg.model), virtual_pipeline_model_parallel_size=None)
     model = build_model(settings, tokens.vocab_size, ranks, cfg.trainer.precision)
     load_weights(path, model, tokenizer_pieces=tokens.pieces())
     return FrozenModel(model, ranks, temperature=cfg.rollout.temperature, pad_id=tokens.pad_id)

@@ -12,9 +12,14 @@ _START = "import sys; from rlkd_nemo.launch.local import run_ranks; _, n, script
 )
 
 
-def launch(script, n, *args, timeout=120):
-    """Run `script args...` on `n` CPU ranks; its stdout. AssertionError with all output if a rank fails or hangs."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+def launch(script, n, *args, timeout=120, gpu=False):
+    """Run `script args...` on `n` CPU ranks, or ranks with a GPU each; its stdout.
+
+    AssertionError with all output if a rank fails or hangs.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if not gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, "-c", _START, str(n), str(script), *map(str, args)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

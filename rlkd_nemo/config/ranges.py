@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rlkd_nemo.config import duration
+from rlkd_nemo.config.precision import RECIPES
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
 
@@ -19,6 +20,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "exp_manager.wandb_mode": ("offline", "online", "disabled"),
     "exp_manager.checkpoint_callback_params.mode": ("max", "min"),
     "model.optim.sched.name": SCHEDULES,
+    "model.transformer_impl": ("auto", "local", "transformer_engine"),
+    "model.fp8_recipe": RECIPES,
+    "model.fp8_amax_compute_algo": ("most_recent", "max"),
     "model.optim.main_params_dtype": ("fp32", "fp16"),
     "model.optim.exp_avg_dtype": ("fp32", "bf16", "fp16", "fp8"),
     "model.optim.exp_avg_sq_dtype": ("fp32", "bf16", "fp16", "fp8"),
@@ -49,6 +53,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
         "encoder_seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "tensor_model_parallel_size",
         "pipeline_model_parallel_size", "micro_batch_size", "forward_micro_batch_size", "log_prob_chunk_tokens",
         "activations_checkpoint_num_layers", "micro_batch_tokens", "forward_micro_batch_tokens", "context_parallel_size",
+        "fp8_amax_history_len", "virtual_pipeline_model_parallel_size",
     ),
     "model.rope_scaling": ("original_max_position_embeddings",),
     "model.optim": ("bucket_size",),
@@ -85,7 +90,7 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "exp_manager": ("stop_margin_s",),
     "trainer.rlkd": ("val_check_interval", "save_interval", "gradient_clip_val"),
     "trainer.sft": ("save_interval", "gradient_clip_val"),
-    "model": ("seed",),
+    "model": ("seed", "fp8_margin", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"),
     "model.optim": ("weight_decay",),
     "model.optim.sched": ("warmup_steps", "min_lr"),
     "data": ("shuffle_seed",),

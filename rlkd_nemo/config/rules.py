@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import batches, memory, monitor, objectives, ranges
+from rlkd_nemo.config import batches, memory, monitor, objectives, precision, ranges
 from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
@@ -20,6 +20,7 @@ def check(cfg: Config) -> list[str]:
         _schedule,
         _layout,
         memory.problems,
+        precision.problems,
         _model,
         _objective,
         _sampling,
@@ -86,12 +87,33 @@ def _layout(cfg: Config) -> Iterator[str]:
             f"model.num_layers={model.num_layers} does not divide by model.pipeline_model_parallel_size={pipeline}; "
             f"wanted one of {sizes}, or other num_layers"
         )
+    yield from _virtual_pipeline(model)
     sampling = cfg.rollout.tensor_model_parallel_size
     if sampling not in (1, tensor):
         yield (
             f"rollout.tensor_model_parallel_size={sampling} is neither 1 (each rank decodes its share) nor "
             f"model.tensor_model_parallel_size={tensor}; choose one of the two"
         )
+
+
+def _virtual_pipeline(model: Model) -> Iterator[str]:
+    virtual, pipeline = model.virtual_pipeline_model_parallel_size, model.pipeline_model_parallel_size
+    if virtual is None or virtual < 1:
+        return  # the second is named by its range
+    key = f"model.virtual_pipeline_model_parallel_size={virtual}"
+    if virtual == 1 or pipeline == 1:
+        yield (
+            f"{key} with model.pipeline_model_parallel_size={pipeline} is no virtual pipeline; wanted 2 or more pieces on "
+            f"each of 2 or more stages, or null"
+        )
+    if model.num_layers % pipeline == 0 and model.num_layers % (pipeline * virtual):
+        yield (
+            f"model.num_layers={model.num_layers} does not divide by {key} x model.pipeline_model_parallel_size={pipeline}; "
+            f"wanted a multiple of {pipeline * virtual} layers"
+        )
+    for name in ("use_distributed_optimizer", "overlap_grad_sync", "overlap_param_sync"):
+        if getattr(model.optim, name):
+            yield f"model.optim.{name}=true with {key}: the two have not been shown to be exact together; give up one"
 
 
 def _model(cfg: Config) -> Iterator[str]:

@@ -147,7 +147,24 @@ class Model:
     make_vocab_size_divisible_by: int = 8  # times tensor_model_parallel_size, as Megatron pads
     tensor_model_parallel_size: int = 2
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = (
+        None  # pieces of the model a stage, for smaller bubbles; null: one
+    )
     sequence_parallel: bool = False  # cut norms and residuals over the tensor-parallel ranks too (arXiv:2205.05198)
+    transformer_impl: str = "auto"  # local, transformer_engine; auto: the second on a GPU where it is installed
+    # FP8 matrix products through Transformer Engine (arXiv:2209.05433); weights stay bf16 with fp32 masters, and the
+    # output layer bf16. e4m3; hybrid: e4m3 forward, e5m2 for gradients; null: off.
+    fp8: str | None = None
+    fp8_recipe: str = "delayed"  # scales from past maxima; tensorwise: the tensor's own; blockwise, mxfp8: its blocks'
+    fp8_margin: int = 0  # delayed: scales are 2 ** margin smaller than the maximum allows
+    fp8_amax_history_len: int = 1  # delayed: past maxima kept
+    fp8_amax_compute_algo: str = "most_recent"  # delayed: most_recent, max (of the history)
+    fp8_wgrad: bool = True  # delayed: weight gradients in FP8 too
+    fp8_dot_product_attention: bool = False  # delayed, tensorwise: scores in FP8 too
+    fp8_multi_head_attention: bool = False  # delayed: what flows between projections and scores too
+    first_last_layers_bf16: bool = False  # all but delayed: the layers at both ends stay bf16
+    num_layers_at_start_in_bf16: int = 1
+    num_layers_at_end_in_bf16: int = 1
     context_parallel_size: int = 1  # ranks that share the tokens of each row
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs

@@ -13,8 +13,10 @@ from megatron.core import tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from rlkd_nemo.config.precision import fp8_multiple
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.engine.model.attention import FusedAttention, packed_segments
+from rlkd_nemo.engine.model.chunks import chunks_of
 from rlkd_nemo.engine.token_log_probs import token_log_probs
 from rlkd_nemo.lifecycle.watchdog import mark
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch, collate
@@ -58,7 +60,8 @@ def _micro_batch_size(settings: Model, config: TransformerConfig, forward_only: 
         tokens=None if tokens is None else tokens * context,
         packed=settings.packed_sequences,
         multiple=chunks,
-        total_multiple=math.lcm(chunks, shares),
+        # FP8 wants whole blocks on each rank.
+        total_multiple=math.lcm(chunks, shares * fp8_multiple(settings)),
         key=f"model.{prefix}micro_batch_tokens" + (" x model.context_parallel_size" if context > 1 else ""),
     )
 
@@ -83,16 +86,26 @@ def run_micro_batches(
     Returns: what `function` kept, one per micro-batch in order, on the last pipeline stage; an empty list elsewhere.
     """
     kept: list[object] = []
+    chunks = chunks_of(model)
+    # A virtual pipeline takes as many micro-batches as it has stages at a time: idle ones fill up.
+    idle = -len(batches) % ranks.pp_size if len(chunks) > 1 else 0
+    shortest = min(batches, key=lambda batch: batch.tokens.numel())
+    work = [(batch, False) for batch in batches] + [(shortest, True)] * idle
     begun = itertools.count(1)
     # Rotary positions read the bounds of packed rows; on the host that stops no GPU. Other kernels want them there.
     fused = any(isinstance(part, FusedAttention) for part in hidden_model.modules())
     bounds = torch.device("cpu") if fused else ranks.device
 
     def forward_step(iterator, chunk_of_model):
-        mark(f"micro-batch {next(begun)} of {len(batches)}")
-        batch = next(iterator).to(ranks.device)
+        mark(f"micro-batch {next(begun)} of {len(work) * len(chunks)}")
+        batch, is_idle = next(iterator)
+        batch = batch.to(ranks.device)
         packing = None if batch.segments is None else packed_segments(batch.segments, bounds)
         hidden = chunk_of_model(batch.tokens, _positions(batch.tokens), None, packed_seq_params=packing)
+
+        def nothing(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            """What has no gradient of its own still has to send one up the pipeline."""
+            return 0.0 * output.float().sum() + 0.0 * weight.float().sum()
 
         def loss(output: torch.Tensor):
             sequence_parallel = hidden_model.config.sequence_parallel
@@ -100,6 +113,9 @@ def run_micro_batches(
                 output = tensor_parallel.gather_from_sequence_parallel_region(output)
             flat = output.transpose(0, 1).reshape(-1, output.shape[-1])
             weight = hidden_model.output_weight()
+            no_tokens = torch.zeros([], dtype=torch.int, device=output.device)
+            if is_idle:
+                return nothing(output, weight), no_tokens, {}
             log_probs, entropies = token_log_probs(
                 flat[batch.positions].to(weight.dtype),  # the precision wrapper hands out fp32
                 weight,
@@ -113,18 +129,17 @@ def run_micro_batches(
             value, result = function(log_probs, entropies, batch)
             kept.append(result)
             if not value.requires_grad and not forward_only:
-                # An idle micro-batch still has to send a gradient up the pipeline.
-                value = value + 0.0 * output.float().sum() + 0.0 * weight.float().sum()
+                value = value + nothing(output, weight)
             # The second value is a token count for Megatron to divide by; the weights have done that already.
-            return value, torch.zeros([], dtype=torch.int, device=value.device), {}
+            return value, no_tokens, {}
 
         return hidden, loss
 
-    get_forward_backward_func()(
+    get_forward_backward_func(ranks.pp_size, len(chunks) if len(chunks) > 1 else None)(
         forward_step_func=forward_step,
-        data_iterator=iter(batches),
-        model=[model],
-        num_microbatches=len(batches),
+        data_iterator=[iter(work) for _ in chunks],
+        model=chunks,
+        num_microbatches=len(work),
         seq_length=max(batch.tokens.shape[1] for batch in batches),
         micro_batch_size=batches[0].tokens.shape[0],
         forward_only=forward_only,

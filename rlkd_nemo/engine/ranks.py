@@ -308,6 +308,11 @@ def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])  # last: on CPU ranks the device's generator is this one
 
 
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """Of a GPU, (9, 0) for Hopper; None on CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def release_cached_memory() -> None:
     """Give device memory that PyTorch keeps for later back, for others on the same device. Nothing on CPU ranks."""
     torch.cuda.empty_cache()

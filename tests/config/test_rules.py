@@ -47,6 +47,13 @@ CASES = [
     ("model.optim.overlap_param_sync=true model.optim.use_distributed_optimizer=true",
      "model.optim.overlap_param_sync=true", "model.optim.overlap_grad_sync=true"),
     ("model.optim.bucket_size=1000", "model.optim.bucket_size=1000", "model.optim.overlap_grad_sync=true"),
+    ("model.virtual_pipeline_model_parallel_size=2", "model.virtual_pipeline_model_parallel_size=2", "2 or more stages"),
+    ("model.pipeline_model_parallel_size=2 trainer.devices=4 model.virtual_pipeline_model_parallel_size=1",
+     "model.virtual_pipeline_model_parallel_size=1", "or null"),
+    ("model.pipeline_model_parallel_size=2 trainer.devices=4 model.num_layers=6 "
+     "model.virtual_pipeline_model_parallel_size=2", "model.num_layers=6", "multiple of 4"),
+    ("model.pipeline_model_parallel_size=2 trainer.devices=4 model.virtual_pipeline_model_parallel_size=2 "
+     "model.optim.use_distributed_optimizer=true", "model.optim.use_distributed_optimizer", "exact together"),
     (STATES + "true", "model.optim.use_precision_aware_optimizer=true", "rlkd_nemo[fp8]"),
     (STATES + "true", "model.optim.use_precision_aware_optimizer=true", "use_distributed_optimizer=false"),
     (STATES + "true", "model.optim.use_precision_aware_optimizer=true", "trainer.precision=32"),
@@ -123,6 +130,7 @@ def test_a_broken_rule_is_one_sentence(overrides, key, told, no_transformer_engi
         "model.tensor_model_parallel_size=1 model.pipeline_model_parallel_size=1",
         "model.tensor_model_parallel_size=4 rollout.tensor_model_parallel_size=4 " + MANY,
         "model.kv_channels=32 model.hidden_size=98",
+        "model.pipeline_model_parallel_size=2 trainer.devices=4 model.virtual_pipeline_model_parallel_size=2",
         "model.sequence_parallel=true",
         "model.optim.overlap_grad_sync=true model.optim.bucket_size=1000",
         "model.optim.use_distributed_optimizer=true model.optim.overlap_grad_sync=true model.optim.overlap_param_sync=true",

@@ -34,8 +34,9 @@ def cut(full, name, parameter, ranks):
 @torch.no_grad()
 def fill(model, ranks):
     """Give `model` (of build_model) its known weights; norms stay near 1."""
-    for name, parameter in model.hidden_model.named_parameters():
-        name = global_name(name, model.hidden_model.config)
+    for name, parameter in model.hidden_model.named_in_whole():
+        if name == "output_layer.weight" and model.settings.share_embeddings_and_output_weights:
+            name = "embedding.word_embeddings.weight"  # the last stage's own copy
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         full = torch.randn(full_shape(parameter, ranks.tp_size), generator=generator) * 0.08
         if "norm" in name:

@@ -11,7 +11,6 @@ from rlkd_nemo.engine.ranks import Ranks
 
 import torch
 import torch.distributed as dist
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from rlkd_nemo.engine.generate.weights import DecoderWeights, LayerWeights, interleaved, interleaved_qkv
 from rlkd_nemo.errors import ConfigError
@@ -24,6 +23,9 @@ _BUCKET_BYTES = 64 * 2**20
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _PARTS = {
     "input_layernorm.weight": "input_norm",
+    # The same two in Transformer Engine's layers, where each is part of the matrix that follows.
+    "self_attention.linear_qkv.layer_norm_weight": "input_norm",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_norm",
     "self_attention.linear_qkv.weight": "qkv",
     "self_attention.linear_qkv.bias": "qkv_bias",
     "self_attention.q_layernorm.weight": "q_norm",
@@ -90,11 +92,10 @@ class WeightCollector:
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         """This stage's parameters under their names in the whole decoder, `layer.part` or an end's name."""
-        offset = get_transformer_layer_offset(self.model.config)
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.model.named_in_whole():
             match = _LAYER.fullmatch(name)
             if match and match[2] in _PARTS:
-                yield f"{int(match[1]) + offset}.{_PARTS[match[2]]}", parameter.detach()
+                yield f"{match[1]}.{_PARTS[match[2]]}", parameter.detach()
             elif name not in _ENDS:
                 raise ConfigError(
                     f"parameter {name} is not part of the embedded decoder (RMSNorm, SwiGLU, RoPE, biases on QKV only); "

@@ -19,8 +19,9 @@ from rlkd_nemo.engine.hugging_face.config import CONFIG, read_config, to_config
 from rlkd_nemo.engine.hugging_face.files import INDEX, SINGLE
 from rlkd_nemo.engine.hugging_face.load import load_hugging_face
 from rlkd_nemo.engine.hugging_face.tensors import Piece, pieces, whole_shapes
-from rlkd_nemo.engine.model.build import PRECISIONS, build_model
+from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.model.families import family_for
+from rlkd_nemo.engine.model.precision import PRECISIONS
 from rlkd_nemo.engine.scoring import sequence_log_probs
 from rlkd_nemo.engine.state.storage import sync_to_disk, together
 from rlkd_nemo.errors import CheckpointError, InputError

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from rlkd_nemo.config.schema import Model
 from rlkd_nemo.errors import ConfigError
@@ -25,6 +24,9 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _SAME = {
     "input_layernorm.weight": "input_layernorm.weight",
     "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+    # The same two in Transformer Engine's layers, where each is part of the matrix that follows.
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
     "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
     "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
 }
@@ -87,12 +89,11 @@ def pieces(hidden_model: torch.nn.Module) -> Iterator[Piece]:
     Raises: ConfigError on a parameter that no tensor belongs to.
     """
     hidden_model.settle()
-    offset = get_transformer_layer_offset(hidden_model.config)
-    for name, parameter in hidden_model.named_parameters():
+    for name, parameter in hidden_model.named_in_whole():
         data = parameter.detach()
         match = _LAYER.fullmatch(name)
         if match:
-            yield from _layer_pieces(f"model.layers.{int(match[1]) + offset}", match[2], data, hidden_model.config)
+            yield from _layer_pieces(f"model.layers.{match[1]}", match[2], data, hidden_model.config)
         elif name == "embedding.word_embeddings.weight":
             yield Piece(EMBEDDING, 0, data, tuple(data.shape))
         elif name == "output_layer.weight":

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from rlkd_nemo.engine.state import integrity
 from rlkd_nemo.engine.state.background import Background
 from rlkd_nemo.engine.state.distributed import STORED_AS
+from rlkd_nemo.engine.state.layers import fill, model_state, scales_are_state
 from rlkd_nemo.engine.state.meta import (
     FORMAT_VERSION,
     architecture_of,
@@ -185,7 +186,7 @@ def load_checkpoint(
         if "files" in meta:
             raise  # they are what was written: this model cannot take them
         raise DamagedCheckpointError(str(err)) from err
-    actor.hidden_model.load_state_dict(state["model"])
+    fill(actor.hidden_model, state["model"])
     if not training:
         if _trains(actor):
             actor.optimizer.reload_model_params()  # the fp32 master weights of a bf16 model
@@ -211,7 +212,8 @@ def _layout(actor: Any) -> dict[str, int]:
 
 
 def _precision(actor: Any) -> str:
-    return str(actor.hidden_model.config.params_dtype).removeprefix("torch.")
+    config = actor.hidden_model.config
+    return str(config.params_dtype).removeprefix("torch.") + (" and delayed FP8" if scales_are_state(config) else "")
 
 
 def _distributed(actor: Any) -> bool:
@@ -247,7 +249,7 @@ def _describe(
 
 def _state(actor: Any, *, training: bool, rng: bool = True, loading: bool = False) -> dict[str, Any]:
     """What is stored, as Megatron's sharded state; for loading, the template to fill."""
-    state: dict[str, Any] = {"model": actor.hidden_model.sharded_state_dict()}
+    state: dict[str, Any] = {"model": model_state(actor.hidden_model, training=training)}
     if training and (loading or _stepped(actor)):
         state["optimizer"] = actor.optimizer.sharded_state_dict(state["model"], is_loading=loading, metadata=STORED_AS)
     if training and not loading:

@@ -11,6 +11,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from rlkd_nemo.config.memory import NO_TRANSFORMER_ENGINE, has_transformer_engine
 from rlkd_nemo.config.schema import Optim
+from rlkd_nemo.engine.model.chunks import Chunks, chunks_of
 from rlkd_nemo.engine.state.distributed import make_resumable
 from rlkd_nemo.errors import ConfigError
 
@@ -18,32 +19,38 @@ from rlkd_nemo.errors import ConfigError
 _STATE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 
 
-def wrap_for_training(model: torch.nn.Module, optim: Optim) -> DistributedDataParallel:
+def wrap_for_training(model: torch.nn.Module, optim: Optim) -> torch.nn.Module:
     """Data-parallel wrapper whose gradients are sums: the engine's token weights are global already.
+
+    Chunks are wrapped one by one; without the distributed optimizer and overlap, which config/rules.py sees to.
 
     Megatron's `check_for_nan_in_grad` stays off. It raises on the rank that has the NaN, in the middle of a collective
     that the others wait in until it times out; `RLKDActor.update` looks at the loss and the reduced norm instead, on
     all ranks alike, before anything is stepped. (`step()` itself reports success on NaN.)
     """
     config = model.hidden_model.config
-    wrapped = DistributedDataParallel(
-        config,
-        DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=optim.use_distributed_optimizer,
-            overlap_grad_reduce=optim.overlap_grad_sync,
-            overlap_param_gather=optim.overlap_param_sync,
-            bucket_size=optim.bucket_size,
-        ),
-        model,
-    )
+    chunks = chunks_of(model)
+    wrapped = [
+        DistributedDataParallel(
+            config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                use_distributed_optimizer=optim.use_distributed_optimizer,
+                overlap_grad_reduce=optim.overlap_grad_sync,
+                overlap_param_gather=optim.overlap_param_sync,
+                bucket_size=optim.bucket_size,
+            ),
+            chunk,
+        )
+        for chunk in chunks
+    ]
     if optim.overlap_grad_sync:
         # Until an update's last micro-batch nothing may travel. Each pipeline stage begins with its own last one.
-        config.no_sync_func = wrapped.no_sync
+        config.no_sync_func = wrapped[0].no_sync
     if optim.overlap_param_sync:
-        model.hidden_model.await_weights(wrapped)
+        model.hidden_model.await_weights(wrapped[0])
     config.finalize_model_grads_func = lambda models, num_tokens=None, **kwargs: finalize_model_grads(models, None)
-    return wrapped
+    return Chunks(wrapped) if isinstance(model, Chunks) else wrapped[0]
 
 
 def optimizer_settings(optim: Optim, params_dtype: torch.dtype, gradient_clip_val: float) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def optimizer_settings(optim: Optim, params_dtype: torch.dtype, gradient_clip_va
 
 
 def build_optimizer(
-    model: DistributedDataParallel, optim: Optim, *, gradient_clip_val: float, total_updates: int
+    model: torch.nn.Module, optim: Optim, *, gradient_clip_val: float, total_updates: int
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW and its schedule. `total_updates` is the decay length where `optim.sched.decay_steps` is null.
 
@@ -85,7 +92,7 @@ def build_optimizer(
     if optim.use_precision_aware_optimizer and not has_transformer_engine():
         raise ConfigError(NO_TRANSFORMER_ENGINE)
     settings = optimizer_settings(optim, config.params_dtype, gradient_clip_val)
-    optimizer = get_megatron_optimizer(OptimizerConfig(**settings), [model])
+    optimizer = get_megatron_optimizer(OptimizerConfig(**settings), chunks_of(model))
     make_resumable(optimizer)
     if config.bf16:
         config.grad_scale_func = optimizer.scale_loss
