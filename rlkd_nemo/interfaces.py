@@ -10,6 +10,8 @@ from rlkd_nemo.types import Notation, Problem, Rollout, Score, Step
 if TYPE_CHECKING:
     import torch
 
+    from rlkd_nemo.training.batch import SequenceBatch
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -113,7 +115,9 @@ class RolloutEngine(Protocol):
 
 
 class Actor(Protocol):
-    """The student in training; names follow NeMo-Aligner's life cycle."""
+    """The student in training, as the loops use it; names follow NeMo-Aligner's life cycle. All ranks call alike."""
+
+    updates: int  # optimizer updates so far: the weight version
 
     def prepare_for_training(self) -> None:
         """Enter training mode; optimizer states on the device."""
@@ -122,7 +126,15 @@ class Actor(Protocol):
         """Leave training mode."""
 
     def prepare_for_inference(self) -> None:
-        """Enter inference mode; the sampler gets the current weights."""
+        """Enter inference mode; optimizer states may leave the device."""
 
-    def finish_inference(self) -> None:
-        """Leave inference mode."""
+    def get_inference_log_probs(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, temperature: float
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Log-probs and entropies of every response token, float32 [len(response)] a row, under the current weights."""
+
+    def update(self, batch: SequenceBatch, objective: Any, *, temperature: float = 1.0) -> dict[str, float]:
+        """One optimizer update of the loss that `objective(log_probs, mask, fields)` gives; its metrics.
+
+        Raises: NonFiniteError before anything is stepped.
+        """

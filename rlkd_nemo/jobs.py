@@ -115,6 +115,10 @@ def _train_sft(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: Ru
     state = run.resume(actor)
     if state is None and cfg.model.restore_from_path:
         load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())
+
+    def named(metrics: dict[str, float]) -> dict[str, float]:
+        return {f"loss/{name}": value for name, value in metrics.items()}
+
     trainer = SFTTrainer(
         actor=actor,
         task=task,
@@ -124,8 +128,8 @@ def _train_sft(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: Ru
         max_tokens=cfg.model.encoder_seq_length,
         seed=cfg.data.shuffle_seed,
         watchdog_s=cfg.trainer.watchdog_s,
-        on_step=lambda step, metrics: run.on_step(step, {f"loss/{name}": value for name, value in metrics.items()}),
-        save=lambda step, metrics, extra: run.save(actor, step, metrics, extra),
+        on_step=lambda step, metrics: run.on_step(step, named(metrics)),
+        save=lambda step, metrics, extra: run.save(actor, step, named(metrics), extra),
         stop_requested=run.stop_requested,
     )
     if state is not None:

@@ -193,7 +193,7 @@ class RunDirectory:
         self._collect()
         started = time.monotonic()
         known = {"extra": extra, "tokenizer_pieces": self.tokens.pieces(), "metric": metrics.get(kept.monitor)}
-        with deadline(self.cfg.trainer.watchdog_s, f"save of step {step}"):
+        with deadline(self.cfg.trainer.collective_timeout_s, f"save of step {step}"):
             if kept.async_save:
                 self._background = self._background or Background()
                 begin_save(self._background, self.checkpoints, step, actor, **known)
@@ -211,7 +211,7 @@ class RunDirectory:
     def _collect(self) -> None:
         """Wait for the asynchronous save in flight, if there is one. Raises what it raised."""
         if self._background is not None and self._background.busy:
-            with deadline(self.cfg.trainer.watchdog_s, f"waiting for the {self._background.what}"):
+            with deadline(self.cfg.trainer.collective_timeout_s, f"waiting for the {self._background.what}"):
                 self._background.wait()
             self.clock.saved(self._background.spent_s)
             self._prune()

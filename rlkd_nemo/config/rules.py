@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import batches, memory, objectives, precision, ranges
+from rlkd_nemo.config import batches, memory, monitor, objectives, precision, ranges
 from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
@@ -27,6 +27,7 @@ def check(cfg: Config) -> list[str]:
         _batches,
         _rewards,
         _task,
+        monitor.problems,
     )
     found = [problem for part in parts for problem in part(cfg)]
     return list(dict.fromkeys(found))

@@ -38,7 +38,7 @@ class Trainer:
     precision: str = "32"  # 32 or bf16 (fp32 master weights, fp32 log-probs)
     watchdog_s: float = 45.0  # longest time without progress (a micro-batch, a token) before the job ends with stacks
     heartbeat_s: float = 30.0  # longest time without a sign of life from a rank's process
-    collective_timeout_s: float = 1800.0  # longest wait of one rank for another that still makes progress
+    collective_timeout_s: float = 1800.0  # longest wait for a rank that still gets on, and longest save
     rlkd: Loop = field(default_factory=Loop)
     sft: SFTLoop = field(default_factory=SFTLoop)
 
@@ -59,9 +59,8 @@ class ExpManager:
 
     exp_dir: str = "results/rlkd"
     resume_if_exists: bool = True
-    max_time_per_run: str | None = (
-        None  # DD:HH:MM:SS from the allocation's start; then save and exit 3. null: Slurm's end
-    )
+    # DD:HH:MM:SS from the allocation's start; then save and exit 3. null: Slurm's end, if there is one.
+    max_time_per_run: str | None = None
     stop_margin_s: float | None = None  # kept free before that end; null: learned from the steps and saves so far
     create_tensorboard_logger: bool = True
     create_wandb_logger: bool = False
@@ -169,18 +168,14 @@ class Model:
     context_parallel_size: int = 1  # ranks that share the tokens of each row
     micro_batch_size: int = 64  # sequences a rank's forward-backward takes at once
     forward_micro_batch_size: int = 128  # the same for forward-only log-probs
-    micro_batch_tokens: int | None = (
-        None  # tokens a rank, padding included, instead of sequences; null: count sequences
-    )
+    micro_batch_tokens: int | None = None  # tokens a rank, padding included, instead; null: count sequences
     forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
     packed_sequences: bool = False  # rows of a micro-batch end to end instead of padded to the longest
     log_prob_chunk_tokens: int = 4096  # tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary
     # Activations thrown away and made again in backward; full: whole layers; selective: core
     # attention only, which spares next to nothing where the kernel is fused, as it is here.
     activations_checkpoint_granularity: str | None = None  # full, selective; null: all are kept
-    activations_checkpoint_method: str | None = (
-        None  # full: uniform (units of num_layers) or block (the first num_layers)
-    )
+    activations_checkpoint_method: str | None = None  # full: uniform (units of num_layers), block (the first of them)
     activations_checkpoint_num_layers: int | None = None  # full: of each pipeline stage
     seed: int = 0
     optim: Optim = field(default_factory=Optim)

@@ -21,16 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_PREEMPTED
-from rlkd_nemo.launch.rank import LAUNCHER, REPORTS
+from rlkd_nemo.launch.rank import BEAT, LAUNCHER, REPORTS, STACKS, TELL_STACKS
 
 # After one rank failed the others get so long to end by themselves (a lost peer is noticed at once over gloo).
 GRACE_S = 15.0
 _POLL_S = 0.05
+# So long to write their stacks, those that are ended.
+_STACKS_S = 0.5
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How one rank ended. `code`: exit status, negative for a signal."""
+    """How one rank ended. `code`: exit status, negative for a signal; `stacks`: where it was when we ended it."""
 
     rank: int
     code: int
@@ -38,6 +40,7 @@ class Ended:
     message: str
     deliberate: bool
     time: float
+    stacks: str = ""
 
 
 def run_ranks(script: str | Path, argv: Sequence[str], num_ranks: int, *, grace_s: float = GRACE_S) -> int:
@@ -114,6 +117,7 @@ class _Group:
             if failed_at is None and any(process.returncode not in fine for process in self.processes):
                 failed_at = time.monotonic()
             if self.give_up or (failed_at is not None and time.monotonic() - failed_at > grace_s):
+                self._ask_for_stacks()
                 self.kill()
             time.sleep(_POLL_S)
         return [self._ended(rank) for rank in range(self.num_ranks)]
@@ -130,6 +134,16 @@ class _Group:
         for process in self.processes:
             process.wait()
 
+    def _ask_for_stacks(self) -> None:
+        asked = False
+        for rank, process in enumerate(self.processes):
+            # Before a rank is ready the signal would kill it; it would be killed next in any case.
+            if process.poll() is None and (self.folder / f"{rank}.ready").exists():
+                process.send_signal(TELL_STACKS)
+                asked = True
+        if asked:
+            time.sleep(_STACKS_S)
+
     def _forward(self) -> None:
         for number in self.wanted:
             for rank, process in enumerate(self.processes):
@@ -144,8 +158,23 @@ class _Group:
             words = json.loads((self.folder / f"{rank}.json").read_text())
         except FileNotFoundError:
             died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            words = {"message": f"rank {rank} {died} without a word", "deliberate": True, "time": 0.0}
-        return Ended(rank, code, rank in self.killed, words["message"], words["deliberate"], words["time"])
+            words = {
+                "message": f"rank {rank} {died} without a word{self._last_words(rank)}", "deliberate": True, "time": 0.0,
+            }  # fmt: skip
+        try:
+            stacks = (self.folder / f"{rank}{STACKS}").read_text()
+        except FileNotFoundError:
+            stacks = ""
+        return Ended(rank, code, rank in self.killed, words["message"], words["deliberate"], words["time"], stacks)
+
+    def _last_words(self, rank: int) -> str:
+        """What its last heartbeat said it was doing."""
+        try:
+            beat = json.loads((self.folder / f"{rank}{BEAT}").read_text())
+        except FileNotFoundError:
+            return ""
+        lines = "".join(f"\n  {line}" for line in beat["log"])
+        return f", in {beat['stage']}" + (f"; its last log lines:{lines}" if lines else "")
 
 
 def _verdict(ended: list[Ended]) -> int:
@@ -164,11 +193,16 @@ def _verdict(ended: list[Ended]) -> int:
     )
     for end in own[1:]:
         if end.message != cause.message:
-            last = end.message.rstrip().splitlines()[-1] if end.message.strip() else f"code {end.code}"
+            last = end.message.rstrip() or f"code {end.code}"
+            if cause.time:
+                last = last.splitlines()[-1]  # whoever died without a word left no other trace than what peers saw
             sys.stderr.write(f"rank {end.rank} failed after that: {last}\n")
     waiting = [str(end.rank) for end in failed if end.killed_by_us]
     if waiting:
         sys.stderr.write(f"rank {', '.join(waiting)} still waited for the others and was ended\n")
+    for end in failed:
+        if end.killed_by_us and end.stacks:
+            sys.stderr.write(f"stacks of rank {end.rank} when it was ended:\n{end.stacks.rstrip()}\n")
     return cause.code if cause.code > 0 else EXIT_ERROR
 
 

@@ -7,6 +7,7 @@ message goes to stderr.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from rlkd_nemo import log
 from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_PREEMPTED, RlkdError
@@ -25,8 +26,11 @@ from rlkd_nemo.lifecycle import signals
 # Set by launch/local.py: where ranks report, and the process they must not outlive.
 REPORTS, LAUNCHER = "RLKD_REPORTS", "RLKD_LAUNCHER_PID"
 TRACEBACK = "RLKD_TRACEBACK"
+# Files of a rank among the reports: what it is doing (lifecycle/heartbeat.py), and its stacks when it is asked for them.
+BEAT, STACKS, TELL_STACKS = ".beat", ".stacks", signal.SIGUSR2
 
 _PR_SET_PDEATHSIG = 1
+_stacks: TextIO | None = None  # open as long as the process: faulthandler writes to it from a signal
 
 
 def enter() -> None:
@@ -35,6 +39,9 @@ def enter() -> None:
         _die_with(int(os.environ[LAUNCHER]))
     signals.install()
     if os.environ.get(REPORTS):
+        global _stacks
+        _stacks = (Path(os.environ[REPORTS]) / f"{_rank()}{STACKS}").open("w")
+        faulthandler.register(TELL_STACKS, file=_stacks, all_threads=True)
         (Path(os.environ[REPORTS]) / f"{_rank()}.ready").write_text(str(os.getpid()))
 
 
@@ -73,6 +80,15 @@ def report(code: int, message: str, *, deliberate: bool = False) -> None:
     partial = Path(folder) / f"{_rank()}.partial"
     partial.write_text(json.dumps(words))
     partial.replace(Path(folder) / f"{_rank()}.json")
+
+
+def leave_beat(stage: str) -> None:
+    """Leave for the launcher what this rank is doing and its last log lines: its last words, should it be killed."""
+    folder = os.environ.get(REPORTS)
+    if folder:
+        partial = Path(folder) / f"{_rank()}{BEAT}.partial"
+        partial.write_text(json.dumps({"stage": stage, "log": log.last_lines()}))
+        partial.replace(Path(folder) / f"{_rank()}{BEAT}")
 
 
 def leave(code: int) -> NoReturn:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from rlkd_nemo.launch.rank import leave_beat
 from rlkd_nemo.lifecycle import watchdog
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Heartbeat:
 
     def start(self) -> None:
         """Begin; the deadlines of this process count the job's silence from now on."""
+        leave_beat(watchdog.progress().what)
         self._write(str(self.rank), self._state(done=False))
         watchdog.listen(self.job_silence, self.table)
         for thread in self._threads:
@@ -91,6 +93,7 @@ class Heartbeat:
             log.debug("the store had gone before this rank's last beat")
 
     def _beat(self) -> None:
+        leave_beat(watchdog.progress().what)
         try:
             self._write(str(self.rank), self._state(done=False))
             if self.rank == 0:

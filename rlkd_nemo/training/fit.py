@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from rlkd_nemo.config.objectives import PolicyObjective
 from rlkd_nemo.config.schema import Config
-from rlkd_nemo.interfaces import RolloutEngine, Scorer, Task, Teacher
+from rlkd_nemo.interfaces import Actor, RolloutEngine, Scorer, Task, Teacher
 from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.training import step as steps
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
@@ -43,7 +43,7 @@ class RLKDTrainer:
 
     Args:
         cfg: the whole config; `objective` its typed settings, under `objective_name`.
-        actor: `RLKDActor` or anything with its methods.
+        actor: `RLKDActor`, or another that keeps the protocol.
         teacher, reference: frozen models; None where the objective needs none.
         drop_teacher_at: see `step.update_batch`.
         on_step: (step, metrics), after each step, validation included.
@@ -59,7 +59,7 @@ class RLKDTrainer:
         objective_name: str,
         objective: PolicyObjective,
         task: Task,
-        actor,
+        actor: Actor,
         engine: RolloutEngine,
         scorer: Scorer,
         teacher: Teacher | None,

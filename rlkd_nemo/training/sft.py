@@ -9,7 +9,7 @@ import torch
 
 from rlkd_nemo.config.schema import Data, SFTLoop
 from rlkd_nemo.errors import InputError
-from rlkd_nemo.interfaces import Task, Tokenizer
+from rlkd_nemo.interfaces import Actor, Task, Tokenizer
 from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.training.batch import SequenceBatch
@@ -44,7 +44,7 @@ class SFTTrainer:
     """Plain supervised training, resumable.
 
     Args:
-        actor: anything with `update(batch, objective)`; all ranks call alike.
+        actor: the student; all ranks call alike.
         watchdog_s: longest silence within an update (lifecycle/watchdog.py); the first one has ten times as long.
         on_step: called as (step, metrics) after each update.
         save: called as (step, metrics, extra) every `loop.save_interval` steps and after the last.
@@ -54,7 +54,7 @@ class SFTTrainer:
     def __init__(
         self,
         *,
-        actor,
+        actor: Actor,
         task: Task,
         tokenizer: Tokenizer,
         loop: SFTLoop,

@@ -97,6 +97,8 @@ CASES = [
     ("model.micro_batch_tokens=100", "model.micro_batch_tokens=100", "model.encoder_seq_length=128"),
     ("model.forward_micro_batch_tokens=1", "model.forward_micro_batch_tokens=1", "at least 128"),
     ("model.micro_batch_tokens=63 model.context_parallel_size=2", "model.micro_batch_tokens=63", "at least 64"),
+    ("model.micro_batch_tokens=127 model.encoder_seq_length=127 model.sequence_parallel=true",
+     "model.micro_batch_tokens=127", "at least 128"),
     ("model.encoder_seq_length=126 model.context_parallel_size=2", "model.encoder_seq_length=126", "multiple of 4"),
     ("model.context_parallel_size=2 trainer.devices=2", "model.context_parallel_size", "2 x 1 x 2 = 4"),
     ("model.context_parallel_size=2 trainer.devices=8 data.global_batch_size=31", "data.global_batch_size=31",

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from rlkd_nemo.lifecycle.run_lock import RunLock
 from tests.integration.conftest import read_metrics, run_example
-from tests.ranks import ROOT
+from tests.ranks import ROOT, launch
 
 pytestmark = pytest.mark.ranks
 
@@ -98,6 +99,37 @@ def test_interrupted_equals_uninterrupted_to_the_last_digit(start, uninterrupted
     ended = run_example(*["train_rlkd", *start, *FIVE], f"exp_manager.exp_dir={tmp_path}")
     assert ended.code == 0, ended.err
     assert read_metrics(tmp_path) == uninterrupted
+
+
+def test_every_layout_and_breaking_point_resumes_to_the_last_digit(demo, tmp_path):
+    student, teacher = demo / "student/checkpoints/step-000010", demo / "teacher/checkpoints/step-000020"
+    said = launch(Path(__file__).with_name("resume_ranks.py"), 2, tmp_path, student, teacher, timeout=240).splitlines()
+    whole, torn = "['step-000002'] equal", "['step-000002', 'step-000004.tmp'] equal"
+    assert [line for line in said if line.startswith(("pipeline ", "data "))] == [
+        f"pipeline save: {torn}",
+        f"pipeline between: {whole}",
+        f"pipeline validation: {whole}",
+        f"data save: {torn}",
+    ]
+
+
+def test_a_kill_during_an_asynchronous_save_costs_nothing_but_time(start, uninterrupted, tmp_path):
+    overrides = ["exp_manager.checkpoint_callback_params.async_save=true", f"exp_manager.exp_dir={tmp_path}"]
+    command = [sys.executable, str(ROOT / "examples/train_rlkd.py"), *start, *FIVE, *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    begun = tmp_path / "checkpoints" / "step-000004.tmp"
+    deadline = time.monotonic() + 120
+    while not begun.exists() and not begun.with_suffix("").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.communicate(timeout=60)
+    assert (tmp_path / "checkpoints" / "step-000002" / "meta.json").exists()
+    ended = run_example("train_rlkd", *start, *FIVE, *overrides)
+    assert ended.code == 0, ended.err
+    assert read_metrics(tmp_path) == uninterrupted
+    assert (tmp_path / "checkpoints" / "step-000005" / "meta.json").exists()  # the end waited for the last one
 
 
 def test_the_end_of_the_jobs_time_saves_and_gives_the_directory_back(start, uninterrupted, tmp_path, monkeypatch):

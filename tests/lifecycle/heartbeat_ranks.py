@@ -43,6 +43,9 @@ def main(arguments):
         if how.startswith("stopped") and me == int(how[-1]):
             time.sleep(2)  # a beat carries the phase
             os.kill(os.getpid(), signal.SIGSTOP)
+        if how == "killed" and me == 1:
+            time.sleep(2)
+            os.kill(os.getpid(), signal.SIGKILL)
         if how == "loop" and me == 1:
             endless_loop()
         if how == "elsewhere" and me == 1:

@@ -41,6 +41,15 @@ def test_a_stopped_rank_is_named_by_its_peer(tmp_path, who):
     assert "both ranks are there" in done.stderr.partition("its last log lines:")[2]
 
 
+def test_a_killed_rank_is_named_with_its_last_words(tmp_path):
+    done, seconds = run("killed", tmp_path)
+    assert done.returncode == 1 and seconds < 60
+    told = "rank 1 was killed by SIGKILL without a word, in update of step 3: micro-batch 2 of 4; its last log lines:"
+    assert told in done.stderr
+    assert "both ranks are there" in done.stderr.partition(told)[2]
+    assert "rank 0 failed after that: Traceback" in done.stderr and "all_reduce" in done.stderr
+
+
 @pytest.mark.parametrize(("how", "frame"), [("loop", "in endless_loop"), ("elsewhere", "in recv")])
 def test_a_job_without_progress_shows_where_every_rank_is(tmp_path, how, frame):
     done, seconds = run(how, tmp_path)

@@ -33,6 +33,9 @@ def log_probs(model, ranks):
 def main(root):
     ranks = init_ranks(1, 1, context_parallel_size=2)
     model = settings(context_parallel_size=2, packed_sequences=True)
+    # Moments cut over the context-parallel ranks too, sent while the backward pass runs.
+    model.optim.use_distributed_optimizer = model.optim.overlap_grad_sync = True
+    model.optim.bucket_size = 5000
     actor = new_actor(ranks, model=model)
     train(actor, 0)
     path = checkpoint.save_checkpoint(root, 3, actor, extra={}, tokenizer_pieces=PIECES)
