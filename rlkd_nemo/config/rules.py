@@ -111,7 +111,7 @@ def _virtual_pipeline(model: Model) -> Iterator[str]:
             f"model.num_layers={model.num_layers} does not divide by {key} x model.pipeline_model_parallel_size={pipeline}; "
             f"wanted a multiple of {pipeline * virtual} layers"
         )
-    for name in ("use_distributed_optimizer", "overlap_grad_sync", "overlap_param_sync"):
+    for name in ("use_distributed_optimizer", "overlap_grad_sync", "overlap_param_sync", "offload_states"):
         if getattr(model.optim, name):
             yield f"model.optim.{name}=true with {key}: the two have not been shown to be exact together; give up one"
 
