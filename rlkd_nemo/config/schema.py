@@ -51,6 +51,7 @@ class CheckpointCallback:
     save_top_k: int = 1  # best k by `monitor`
     monitor: str = "validation/accuracy"
     mode: str = "max"
+    async_save: bool = False  # training goes on while a copy of its state is written
 
 
 @dataclass
