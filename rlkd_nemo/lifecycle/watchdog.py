@@ -133,5 +133,5 @@ def end(message: str) -> NoReturn:
         stderr.flush()
         faulthandler.dump_traceback(file=stderr, all_threads=True)
         stderr.flush()
-    rank.report(EXIT_ERROR, message)
+    rank.report(EXIT_ERROR, message, deliberate=True)
     os._exit(EXIT_ERROR)
