@@ -10,6 +10,8 @@ from typing import Any
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
 
+CONSTRAIN = ("auto", "vllm", "json_schema", "none")
+DOMAINS = ("math", "code", "science", "puzzle")
 SCHEDULES = ("constant", "linear", "cosine")
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -23,11 +25,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rlkd.advantage.std": ("population", "sample", "none"),
     "rlkd.dynamic_sampling.by": ("reward", "outcome"),
     "rlkd.overlong.mode": ("keep", "mask", "soft"),
-    "gsrm.decomposer": ("text",),
-    "gsrm.judge": ("exact", "normalised"),
+    "gsrm.decomposer": ("text", "llm"),
+    "gsrm.judge": ("exact", "normalised", "llm"),
     "gsrm.reference_mode": ("first", "best", "tree"),
     "gsrm.alignment": ("prefix", "monotone"),
     "gsrm.norm": ("teacher", "none", "max"),
+    "gsrm.llm.domain": DOMAINS,
+    "gsrm.llm.judging": ("per_pair", "per_response"),
+    "gsrm.llm.lazy": ("auto", "on", "off"),
+    "gsrm.llm.decomposer.constrain": CONSTRAIN,
+    "gsrm.llm.judge.constrain": CONSTRAIN,
     "rollout.engine": ("embedded",),
     "demo.student_from": ("base", "teacher"),
     "demo.base.schedule": SCHEDULES,
@@ -50,6 +57,9 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "data": ("global_batch_size", "num_paths"),
     "rlkd": ("num_prompts", "group_size", "updates_per_batch", "epochs"),
     "rlkd.overlong": ("buffer_tokens",),
+    "gsrm.llm": ("max_problem_chars", "max_text_chars", "max_tokens", "verdicts_in_memory"),
+    "gsrm.llm.decomposer": ("max_concurrency", "attempts", "breaker_failures"),
+    "gsrm.llm.judge": ("max_concurrency", "attempts", "breaker_failures"),
     "rollout": ("batch_size", "max_new_tokens"),
     "validation": ("num_problems", "samples", "max_new_tokens"),
     "demo": ("test_problems", "test_samples"),
@@ -69,6 +79,8 @@ POSITIVE: dict[str, tuple[str, ...]] = {
         "attention_factor",
     ),
     "model.optim": ("lr", "eps"),
+    "gsrm.llm.decomposer": ("connect_timeout_s", "timeout_s", "breaker_cool_s"),
+    "gsrm.llm.judge": ("connect_timeout_s", "timeout_s", "breaker_cool_s"),
     "rollout": ("temperature",),
     "validation": ("temperature",),
     "demo.base": ("lr",),
@@ -84,6 +96,7 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "data": ("shuffle_seed",),
     "rlkd.dynamic_sampling": ("max_rounds",),
     "reward": ("outcome", "structure", "format", "tag"),
+    "gsrm.llm": ("math_verify_s",),
     "gate": ("max_log_prob_gap", "min_teacher_influence"),
     "demo": ("max_teacher_retrains", "retrain_within_s"),
 }

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import objectives, ranges
+from rlkd_nemo.config import gsrm_rules, objectives, ranges
 from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
 
 def check(cfg: Config) -> list[str]:
     """Every broken rule as one sentence; empty when the config can run."""
-    parts = (ranges.problems, _schedule, _layout, _model, _objective, _sampling, _batches, _rewards, _task)
+    parts = (
+        ranges.problems,
+        _schedule,
+        _layout,
+        _model,
+        _objective,
+        _sampling,
+        _batches,
+        _rewards,
+        gsrm_rules.problems,
+        _task,
+    )
     found = [problem for part in parts for problem in part(cfg)]
     return list(dict.fromkeys(found))
 

@@ -203,15 +203,54 @@ class Reward:
 
 
 @dataclass
+class Backend:
+    """OpenAI-compatible endpoints of one model, any of which may answer."""
+
+    urls: list[str] = field(
+        default_factory=list
+    )  # e.g. http://host:8000/v1; the first that works serves, the others wait
+    model: str = ""  # as the endpoint's /models names it
+    api_key_env: str | None = None  # environment variable that holds the key; null: no key is sent
+    constrain: str = (
+        "auto"  # auto: tried at start-up; vllm, json_schema (response_format), none (tags, plain yes or no)
+    )
+    max_concurrency: int = 64  # requests in flight at each url
+    connect_timeout_s: float = 5.0
+    timeout_s: float = 120.0  # for a whole reply; an item's own deadline may be shorter
+    attempts: int = 3  # tries of a request over all urls; 4xx replies are never tried again
+    breaker_failures: int = 5  # failures in a row after which a url is left alone
+    breaker_cool_s: float = 15.0  # for so long; then one request tries it
+
+
+@dataclass
+class LLM:
+    """Decomposition and judging by language models: what `gsrm.decomposer: llm` and `gsrm.judge: llm` use."""
+
+    decomposer: Backend = field(default_factory=Backend)
+    judge: Backend = field(default_factory=Backend)
+    prompts: str | None = None  # directory whose files take the place of the package's own of the same name
+    domain: str = "math"  # prompt for items that name none: math, code, science or puzzle
+    max_problem_chars: int = 20_000  # longer problems and texts are cut there, and said to be
+    max_text_chars: int = 60_000
+    max_tokens: int = 4096  # of a decomposition (RLKD's release: 10,000)
+    judging: str = "per_pair"  # per_pair: a call a question (the paper); per_response: one call for all of a response's
+    lazy: str = "auto"  # auto: stop a decomposition at the first mismatch where that cannot change the reward; on, off
+    verdicts: str | None = None  # sqlite file of verdicts, shared between processes; null: in memory only
+    verdicts_in_memory: int = 100_000
+    math_verify_s: float = 2.0  # for one pair of answers, after which the model is asked; 0: always ask the model
+
+
+@dataclass
 class Gsrm:
     """The structure reward (papers: RLKD section on GSRM)."""
 
-    decomposer: str = "text"  # text: the response carries its steps
-    judge: str = "normalised"  # exact or normalised comparison
+    decomposer: str = "text"  # text: the response carries its steps; llm: a model finds them
+    judge: str = "normalised"  # exact or normalised comparison; llm: a model decides
     reference_mode: str = "first"  # first (the paper), best, tree
     alignment: str = "prefix"  # prefix (the paper), monotone
     norm: str = "teacher"  # teacher: divide by its steps; none: released code; max: punishes padding
     reference_store: str | None = None  # directory; null: <exp_dir>/references
+    llm: LLM = field(default_factory=LLM)
 
 
 @dataclass
