@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import gsrm_rules, objectives, ranges
+from rlkd_nemo.config import gsrm_rules, objectives, ranges, service_rules
 from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
@@ -25,6 +25,7 @@ def check(cfg: Config) -> list[str]:
         _batches,
         _rewards,
         gsrm_rules.problems,
+        service_rules.problems,
         _task,
     )
     found = [problem for part in parts for problem in part(cfg)]

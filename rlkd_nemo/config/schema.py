@@ -241,9 +241,44 @@ class LLM:
 
 
 @dataclass
+class GsrmServer:
+    """`examples/serve_gsrm.py`: where it listens and how much it takes on."""
+
+    host: str = "127.0.0.1"  # an address of other machines' reach wants a token
+    port: int = 8700
+    concurrency: int = 64  # items being scored at once
+    queue_items: int = 2048  # items that may wait for that; more are refused (429) until there is room
+    items_per_request: int = 256
+    body_bytes: int = 33_554_432  # of one request
+    text_chars: int = 400_000  # of one problem, response or reference; a longer one is a typed failure of its item
+    deadline_s: float = 120.0  # for one item, queueing included; a request may ask for less
+    cache_bytes: int = 268_435_456  # results kept by content; about 5 KB each
+    retry_after_s: int = 1  # what a refused client is told to wait
+    drain_s: float = 60.0  # after SIGTERM: for items in flight
+    log_level: str = "INFO"  # DEBUG: a line a request
+
+
+@dataclass
+class GsrmService:
+    """The trainer's side of `gsrm.scorer: service`: whom it asks, and how patiently."""
+
+    urls: list[str] = field(default_factory=lambda: ["http://127.0.0.1:8700"])  # several share the work
+    items_per_request: int = 8
+    concurrency: int = 16  # requests in flight, of each rank
+    deadline_s: float = 120.0  # for one item; at most the server's counts
+    attempts: int = 4  # of a request that could not be delivered or was refused, over all urls
+    backoff_s: float = (
+        0.25  # before the second attempt, doubled each time, with jitter; Retry-After counts where longer
+    )
+    startup_s: float = 30.0  # for a server to be ready before the first step
+    pause_s: float = 300.0  # how long training waits for a scorer that fails, before it stops
+
+
+@dataclass
 class Gsrm:
     """The structure reward (papers: RLKD section on GSRM)."""
 
+    scorer: str = "embedded"  # embedded: in the trainer's processes; service: by servers (gsrm.service.urls)
     decomposer: str = "text"  # text: the response carries its steps; llm: a model finds them
     judge: str = "normalised"  # exact or normalised comparison; llm: a model decides
     reference_mode: str = "first"  # first (the paper), best, tree
@@ -251,6 +286,9 @@ class Gsrm:
     norm: str = "teacher"  # teacher: divide by its steps; none: released code; max: punishes padding
     reference_store: str | None = None  # directory; null: <exp_dir>/references
     llm: LLM = field(default_factory=LLM)
+    service: GsrmService = field(default_factory=GsrmService)
+    server: GsrmServer = field(default_factory=GsrmServer)
+    token_env: str = "RLKD_GSRM_TOKEN"  # environment variable with the bearer token; unset: none is wanted, or sent
 
 
 @dataclass

@@ -35,7 +35,7 @@ def test_a_broken_rule_is_one_sentence(overrides, key, told):
 
 @pytest.mark.parametrize("more", ["", "gsrm.llm.lazy=on", "gsrm.llm.judging=per_response", "gsrm.norm=max"])
 def test_what_is_allowed(more):
-    assert found(DECOMPOSER + JUDGE + more) == []
+    assert found("gsrm.scorer=service " + DECOMPOSER + JUDGE + more) == []
 
 
 def test_where_lazy_scoring_serves():
