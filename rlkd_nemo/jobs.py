@@ -47,14 +47,18 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
     if state is None and cfg.model.restore_from_path:
         load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())
     teacher, reference = build.build_teachers(cfg, ranks, tokens, cfg.model.restore_from_path)
+    scorer = build.build_scorer(cfg, task, directory)
+    engine = build.build_sampler(cfg, actor.bare_model, ranks, tokens)
+    # A scorer that works elsewhere gets what is decoded while the rest still is.
+    engine.on_decoded = getattr(scorer, "begin", None)
     trainer = RLKDTrainer(
         cfg=cfg,
         objective_name=type(cfg.objective).__name__.lower(),
         objective=cfg.objective,
         task=task,
         actor=actor,
-        engine=build.build_sampler(cfg, actor.bare_model, ranks, tokens),
-        scorer=build.build_scorer(cfg, task, directory),
+        engine=engine,
+        scorer=scorer,
         teacher=teacher,
         reference=reference,
         on_step=run.on_step,

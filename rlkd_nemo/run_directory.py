@@ -153,6 +153,7 @@ _FREE = (
     "name", "trainer.", "exp_manager.", "validation.", "gate.", "demo.", "convert.", "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size", "model.micro_batch_size", "model.forward_micro_batch_size",
     "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size", "rollout.tensor_model_parallel_size",
+    "gsrm.service.", "gsrm.server.", "gsrm.token_env", "gsrm.llm.decomposer.urls", "gsrm.llm.judge.urls",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from rlkd_nemo.config.objectives import PolicyObjective
 from rlkd_nemo.config.schema import Config
+from rlkd_nemo.errors import FailureBudgetError
 from rlkd_nemo.interfaces import RolloutEngine, Scorer, Task, Teacher
 from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.training import step as steps
@@ -73,17 +74,31 @@ class RLKDTrainer:
         self.on_step, self.on_rollouts, self.save, self.stop_requested = on_step, on_rollouts, save, stop_requested
         self.state = TrainerState()
         self._gated = False
+        self._saved = -1  # the step of the newest checkpoint
         self._clock: dict[str, float] = {}
 
     def fit(self) -> bool:
-        """Train to `trainer.rlkd.max_steps`. Returns False if it was asked to stop (saved by then)."""
+        """Train to `trainer.rlkd.max_steps`. Returns False if it was asked to stop (saved by then).
+
+        Raises: FailureBudgetError when too many rollouts of a step have no reward; the state before it is saved by then.
+        """
         loop = self.cfg.trainer.rlkd
         teacher_gate(self.objective_name, self.objective, self.cfg.gate)
         self.sync()
         if self.state.step == 0 and loop.val_check_interval:
             self.on_step(0, self.validate())
         while self.state.step < loop.max_steps:
-            metrics = self.train_step()
+            before = dataclasses.replace(self.state)
+            try:
+                metrics = self.train_step()
+            except FailureBudgetError:
+                # Every rank has the same scores and comes here. Nothing was learned: the state before the step is kept.
+                self.state = before
+                if self.state.step != self._saved:
+                    self.save(self.state.step, {}, self.state_dict())
+                if self.stop_requested():
+                    return False
+                raise
             last = self.state.step == loop.max_steps
             if loop.val_check_interval and (last or self.state.step % loop.val_check_interval == 0):
                 with self._timed("validate"):
@@ -93,6 +108,7 @@ class RLKDTrainer:
             stop = self.stop_requested()
             if stop or last or (loop.save_interval and self.state.step % loop.save_interval == 0):
                 self.save(self.state.step, metrics, self.state_dict())
+                self._saved = self.state.step
             if stop and not last:
                 return False
         return True
@@ -236,6 +252,7 @@ class RLKDTrainer:
     def load_state_dict(self, state: dict) -> None:
         """From the checkpoint."""
         self.state = TrainerState(**state)
+        self._saved = self.state.step
 
     def _next_problems(self, number: int) -> list[Problem]:
         start = self.state.prompts_taken

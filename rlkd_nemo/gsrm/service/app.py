@@ -241,7 +241,7 @@ class GsrmApp:
                     steps.append(len(found))
                     if not found and reason is None:
                         failure, reason = Failure.REFERENCE_MISSING, f"no step was found in references[{number}]"
-            except TimeoutError as err:
+            except (TimeoutError, asyncio.TimeoutError) as err:  # two classes on Python 3.10
                 failure, reason = Failure.TIMEOUT, str(err) or f"not decomposed within {self.settings.deadline_s:g} s"
             except ConnectionError as err:
                 failure, reason = Failure.BACKEND_UNAVAILABLE, str(err)

@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 
 from rlkd_nemo.config.schema import GsrmServer
-from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, ConfigError
+from rlkd_nemo.errors import ConfigError, ServiceError
 from rlkd_nemo.gsrm.service.app import GsrmApp
 
 log = logging.getLogger(__name__)
@@ -35,12 +35,12 @@ def token(settings: GsrmServer, variable: str) -> str | None:
     return value
 
 
-async def serve(app: GsrmApp) -> int:
+async def serve(app: GsrmApp) -> None:
     """Listen until SIGTERM or SIGINT; then refuse new items, finish those taken on within `drain_s`, and end.
 
     The core is started before the port opens, and closed at the end. A second signal does not wait.
-    Returns: the exit code: 0, or 1 when items had to be given up (they got a typed failure).
-    Raises: what the core's start raises; ConfigError when the port cannot be had.
+    Raises: what the core's start raises; ConfigError when the port cannot be had; ServiceError when requests had to be
+    given up after `drain_s` (their items got a typed failure).
     """
     try:
         await app.core.start()
@@ -53,7 +53,10 @@ async def serve(app: GsrmApp) -> int:
                 f"gsrm.server.host={settings.host}, port={settings.port} cannot be listened on; is another server "
                 "running there?"
             ) from err
-        return EXIT_ERROR if server.gave_up else EXIT_DONE
+        if server.gave_up:
+            raise ServiceError(
+                f"{server.gave_up} requests were given up after gsrm.server.drain_s={app.settings.drain_s:g} s"
+            )
     finally:
         await app.core.aclose()
 
@@ -76,7 +79,7 @@ class GsrmWebServer(uvicorn.Server):
                 timeout_graceful_shutdown=5,
             )
         )
-        self.app, self.gave_up = app, False
+        self.app, self.gave_up = app, 0
         self._until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -103,7 +106,7 @@ class GsrmWebServer(uvicorn.Server):
                 return True
             if time.monotonic() > self._until:
                 log.warning("%d requests are given up after drain_s", self.app.asgi.active)
-                self.gave_up = True
+                self.gave_up = self.app.asgi.active
                 self.app.desk.abort()
                 await asyncio.sleep(0.2)  # their typed failures go out
                 return True

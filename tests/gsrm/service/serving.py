@@ -72,13 +72,13 @@ def reward(text):
 class Running:
     """A server that listens; `url`, its app, and a plain HTTP client."""
 
-    def __init__(self, core, directory, token, settings, port):
+    def __init__(self, core, directory, token, settings, port, rules):
         self.core, self.ended = core, threading.Event()
         settings = GsrmServer(port=port, **settings)
         self.up = threading.Event()
 
         async def run():
-            self.app = GsrmApp(core, settings, ReferenceRegistry(directory), token=token, rules={"norm": "teacher"})
+            self.app = GsrmApp(core, settings, ReferenceRegistry(directory), token=token, rules=rules)
             self.server = GsrmWebServer(self.app)
             self.up.set()
             await self.server.serve()
@@ -110,9 +110,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(core, directory, *, token=None, port=0, **settings):
+def running(core, directory, *, token=None, port=0, rules=None, **settings):
     """A server with these settings (of GsrmServer) until the block ends."""
-    server = Running(core, directory, token, settings, port)
+    server = Running(core, directory, token, settings, port, rules or {"norm": "teacher"})
     try:
         yield server
     finally:

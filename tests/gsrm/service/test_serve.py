@@ -43,7 +43,7 @@ def test_after_the_limit_what_is_left_fails_with_a_name(tmp_path):
         server.server.handle_exit(signal.SIGTERM, None)
         thread.join(10)
         assert found["held"]["failure"] == "backend_unavailable" and "shutting down" in found["held"]["error"]
-        assert server.ended.wait(5) and server.server.gave_up and server.core.cancelled == 1
+        assert server.ended.wait(5) and server.server.gave_up == 1 and server.core.cancelled == 1
 
 
 def test_an_open_address_wants_a_token(monkeypatch):
