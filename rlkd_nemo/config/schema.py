@@ -206,9 +206,7 @@ class Reward:
 class Backend:
     """OpenAI-compatible endpoints of one model, any of which may answer."""
 
-    urls: list[str] = field(
-        default_factory=list
-    )  # e.g. http://host:8000/v1; the first that works serves, the others wait
+    urls: list[str] = field(default_factory=list)  # e.g. http://host:8000/v1; the least busy one that works is asked
     model: str = ""  # as the endpoint's /models names it
     api_key_env: str | None = None  # environment variable that holds the key; null: no key is sent
     constrain: str = (
