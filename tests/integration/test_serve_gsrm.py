@@ -61,3 +61,25 @@ def test_wrong_settings_end_with_code_2(wrong, tmp_path):
         env={key: value for key, value in os.environ.items() if key != "RLKD_GSRM_TOKEN"},
     )  # fmt: skip
     assert done.returncode == 2 and ("RLKD_GSRM_TOKEN" in done.stderr or "did you mean" in done.stderr)
+
+
+def test_the_readme_is_enough_for_a_plain_client(tmp_path):
+    section = (ROOT / "README.md").read_text().split("## Structure rewards over HTTP")[1].split("\n## ")[0]
+    script = section.split("```bash\n")[1].split("```")[0]
+    with serving(tmp_path, RLKD_GSRM_TOKEN="hush") as (_, url):
+        # Each answer on a line of its own.
+        script = script.replace("http://127.0.0.1:8700", url).replace("curl -s", "echo; curl -s --fail-with-body")
+        done = subprocess.run(
+            ["bash", "-e", "-c", script], capture_output=True, text=True, timeout=60, check=False,
+            env={**os.environ, "RLKD_GSRM_TOKEN": "hush"},
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    ready, references, scored = (json.loads(line) for line in done.stdout.splitlines() if line)
+    assert ready["ready"] and references["items"][0]["steps"] == [2]
+    assert references["items"][0]["reference_id"] in script  # the very id that the next call uses
+    a, b = scored["items"]
+    told = section.split("```")[-1]
+    for entry, keys in ((a, ("status", "reward", "matched")), (b, ("failure",))):
+        for key in keys:
+            assert f'"{key}": {json.dumps(entry[key])}' in told, (key, entry[key])
+    assert b["reward"] == 0

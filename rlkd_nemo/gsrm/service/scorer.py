@@ -40,7 +40,6 @@ class ServiceScorer:
 
     Args:
         max_failed_fraction: `rlkd.max_failed_fraction`; more failures than that pause the training.
-        domain: sent with every item; None: the server's own.
         stop_requested: has this process been told to stop? It ends a pause.
     """
 
@@ -52,10 +51,9 @@ class ServiceScorer:
         client: StructureClient,
         *,
         max_failed_fraction: float,
-        domain: str | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.task, self.gsrm, self.client, self.domain = task, gsrm_cfg, client, domain
+        self.task, self.gsrm, self.client = task, gsrm_cfg, client
         weights = asdict(reward_cfg)
         self.structure_only_if_correct = bool(weights.pop("structure_only_if_correct"))
         self.weights: dict[str, float] = weights
@@ -95,7 +93,9 @@ class ServiceScorer:
             return None
         digest = hashlib.sha256(rollout.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         item_id = f"{problem.id[:64]}-{digest}"
-        return Item(item_id, problem.prompt, rollout.text, tuple(paths), self.domain)
+        # A prompt file's own key picks the prompt; without it the server's default does.
+        domain = problem.extra.get("domain")
+        return Item(item_id, problem.prompt, rollout.text, tuple(paths), domain if isinstance(domain, str) else None)
 
     def _insist(self, items: Sequence[Item], results: dict[str, Result]) -> None:
         """Ask again for what failed, as long as too much has."""

@@ -121,6 +121,8 @@ def test_equal_items_are_scored_once(server):
     assert server.score(item("e", "down once"))["e"]["status"] == "failed"
     assert server.score(item("e", "down once"))["e"]["status"] == "failed"
     assert len(server.core.scored) == before + 4  # a failure is not kept
+    server.score(item("f", "sleep 0.1 once", references=("other",)), item("g", "sleep 0.1 once", domain="code"))
+    assert len(server.core.scored) == before + 6  # nor is the answer to another reference, or under another prompt
 
 
 def test_an_item_ends_at_its_deadline_and_its_work_with_it(server):

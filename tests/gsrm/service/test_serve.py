@@ -26,6 +26,7 @@ def test_a_drain_finishes_what_is_in_flight_and_refuses_the_rest(tmp_path):
     with running(ScriptedCore(), tmp_path) as server:
         thread, found = in_background(lambda: server.score(item("held", "sleep 1 held")))
         server.server.handle_exit(signal.SIGTERM, None)
+        time.sleep(0.3)
         refused = server.http.post("/score", json={"items": [item("new", "new")]})
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "draining"
         assert int(refused.headers["retry-after"]) >= 1
