@@ -111,6 +111,7 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
 SHARES: dict[str, tuple[str, ...]] = {
     "data": ("noise",),
     "rlkd": ("max_failed_fraction",),
+    "gsrm.llm": ("eager_share",),
     "demo": ("min_teacher_accuracy",),
     "demo.base": ("noise",),
     "demo.teacher": ("noise",),

@@ -233,6 +233,7 @@ class LLM:
     max_tokens: int = 4096  # of a decomposition (RLKD's release: 10,000)
     judging: str = "per_pair"  # per_pair: a call a question (the paper); per_response: one call for all of a response's
     lazy: str = "auto"  # auto: stop a decomposition at the first mismatch where that cannot change the reward; on, off
+    eager_share: float = 0.05  # lazy: so many responses are decomposed to the end all the same, to audit their length
     verdicts: str | None = None  # sqlite file of verdicts, shared between processes; null: in memory only
     verdicts_in_memory: int = 100_000
     math_verify_s: float = 2.0  # for one pair of answers, after which the model is asked; 0: always ask the model

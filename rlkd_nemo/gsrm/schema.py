@@ -69,7 +69,7 @@ def step_of(fields: dict[str, Any], number: int) -> Step:
 
 def _read_json(reply: str) -> list[Step]:
     try:
-        value = json.loads(reply, object_pairs_hook=_unique)
+        value = json.loads(reply, object_pairs_hook=unique)
     except (ValueError, RecursionError) as err:
         raise BadReply(f"the decomposition is no JSON ({err}): {shown(reply)}") from err
     if not isinstance(value, dict) or list(value) != ["steps"] or not isinstance(value["steps"], list):
@@ -103,7 +103,8 @@ def after_thinking(reply: str) -> str:
     return reply[end + len(_CLOSING) :]
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: an object, in which no key stands twice (ValueError)."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("a key stands twice in an object")
