@@ -7,7 +7,7 @@ import pytest
 from rlkd_nemo import tasks
 from rlkd_nemo.config.schema import ExpressionsTask, Gsrm
 from rlkd_nemo.gsrm.service.core import Result
-from rlkd_nemo.gsrm.service.rules_core import RulesCore
+from rlkd_nemo.gsrm.service.scoring import Scoring
 from rlkd_nemo.types import Failure
 from tests.gsrm.service.serving import running
 from tests.integration.conftest import read_metrics
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("gsrm_service_ranks.py")
 ROLLOUTS = 16  # a step: 4 prompts, 4 of each
 
 
-class FailsLater(RulesCore):
+class FailsLater(Scoring):
     """Its judge goes down once so many items have been scored."""
 
     left = ROLLOUTS + 8
@@ -35,7 +35,7 @@ def said(demo, tmp_path_factory):
     directory = tmp_path_factory.mktemp("service")
     notation = tasks.build(ExpressionsTask()).notation()
     rules = {"reference_mode": "first", "alignment": "prefix", "norm": "teacher"}
-    good, failing = (kind(Gsrm(), notation, directory / kind.__name__) for kind in (RulesCore, FailsLater))
+    good, failing = (kind(Gsrm(), directory / kind.__name__, notation) for kind in (Scoring, FailsLater))
     with running(good, directory / "1", rules=rules) as one, running(failing, directory / "2", rules=rules) as other:
         out = launch(SCRIPT, 2, directory, demo / "student/checkpoints/step-000010", one.url, other.url)
         asked = one.app.metrics.text().decode()

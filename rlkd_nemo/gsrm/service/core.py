@@ -86,12 +86,11 @@ class BackendState:
 
 
 class ScoringCore(Protocol):
-    """Scores items one by one, many at a time.
+    """Scores items one by one, many at a time."""
 
-    `version` names everything that a result depends on but the item: models, prompts, rules. It keys what is stored.
-    """
-
-    version: str
+    @property
+    def version(self) -> str:
+        """Names everything that a result depends on but the item: models, prompts, rules. It keys what is stored."""
 
     async def start(self) -> None:
         """Reach the backends, check their models and what they can constrain. Raises ConfigError or ServiceError."""

@@ -49,7 +49,8 @@ class Desk:
 
     def keys(self, items: Sequence[Item]) -> list[bytes]:
         """The content key of each item."""
-        return [content_key(item, self.core.version) for item in items]
+        version = self.core.version
+        return [content_key(item, version) for item in items]
 
     def admit(self, keys: Sequence[bytes]) -> None:
         """Raises Busy when the items of `keys` that are new do not fit into the queue; all or none are admitted."""

@@ -12,14 +12,13 @@ from rlkd_nemo.gsrm.service.app import GsrmApp
 from rlkd_nemo.gsrm.service.build import rules
 from rlkd_nemo.gsrm.service.core import ScoringCore
 from rlkd_nemo.gsrm.service.registry import ReferenceRegistry
-from rlkd_nemo.gsrm.service.rules_core import RulesCore
+from rlkd_nemo.gsrm.service.scoring import Scoring
 from rlkd_nemo.gsrm.service.serve import configure_logs, serve, token
 
 
 def core(cfg: Config) -> ScoringCore:
-    """What the server scores with. Raises: ConfigError for names that do not exist."""
-    store = store_directory(cfg)
-    return RulesCore(cfg.gsrm, tasks.build(cfg.task).notation(), store)
+    """What the server scores with, models or rules. Raises: ConfigError and InputError for settings that cannot be used."""
+    return Scoring(cfg.gsrm, store_directory(cfg), tasks.build(cfg.task).notation())
 
 
 def store_directory(cfg: Config) -> Path:

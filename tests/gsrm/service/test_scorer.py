@@ -10,8 +10,8 @@ from rlkd_nemo import tasks
 from rlkd_nemo.config.schema import ExpressionsTask, Gsrm, GsrmService, Reward
 from rlkd_nemo.gsrm.service.client import GsrmClient
 from rlkd_nemo.gsrm.service.core import Result
-from rlkd_nemo.gsrm.service.rules_core import RulesCore
 from rlkd_nemo.gsrm.service.scorer import ServiceScorer
+from rlkd_nemo.gsrm.service.scoring import Scoring
 from rlkd_nemo.rewards.blend import EmbeddedScorer
 from rlkd_nemo.types import Failure, Problem, Rollout
 from tests.gsrm.service.serving import running
@@ -31,7 +31,7 @@ def rollouts(texts=TEXTS, paths=(PATH, OTHER)):
 def test_the_service_gives_the_scores_of_the_embedded_scorer(tmp_path, settings):
     gsrm = Gsrm(**settings)
     embedded = EmbeddedScorer(TASK, Reward(), gsrm, tmp_path / "embedded")
-    core = RulesCore(gsrm, TASK.notation(), tmp_path / "served")
+    core = Scoring(gsrm, tmp_path / "served", TASK.notation())
     with running(core, tmp_path / "ids") as server:
         client = GsrmClient(GsrmService(urls=[server.url], items_per_request=2))
         scorer = ServiceScorer(TASK, Reward(), gsrm, client, max_failed_fraction=0.0)
