@@ -252,6 +252,7 @@ class GsrmServer:
     text_chars: int = 400_000  # of one problem, response or reference; a longer one is a typed failure of its item
     deadline_s: float = 120.0  # for one item, queueing included; a request may ask for less
     cache_bytes: int = 268_435_456  # results kept by content; about 5 KB each
+    startup_s: float = 300.0  # how long it waits for its models' endpoints, which may still load, before it gives up
     retry_after_s: int = 1  # what a refused client is told to wait
     drain_s: float = 60.0  # after SIGTERM: for items in flight
     log_level: str = "INFO"  # DEBUG: a line a request
@@ -274,6 +275,15 @@ class GsrmService:
 
 
 @dataclass
+class Prefill:
+    """`examples/decompose_references.py`: references decomposed before a run needs them."""
+
+    num_problems: int | None = None  # of the train and of the validation stream; null: every problem of a prompt file
+    concurrency: int = 32  # references in flight
+    per_s: float | None = None  # most references begun in a second; null: as many as the endpoints take
+
+
+@dataclass
 class Gsrm:
     """The structure reward (papers: RLKD section on GSRM)."""
 
@@ -287,6 +297,7 @@ class Gsrm:
     llm: LLM = field(default_factory=LLM)
     service: GsrmService = field(default_factory=GsrmService)
     server: GsrmServer = field(default_factory=GsrmServer)
+    prefill: Prefill = field(default_factory=Prefill)
     token_env: str = "RLKD_GSRM_TOKEN"  # environment variable with the bearer token; unset: none is wanted, or sent
 
 

@@ -74,6 +74,11 @@ class ReferenceStore:
         """
         return await self._get_later(["steps", version, problem, text], make, _plain_steps, _steps_of)
 
+    def has_steps(self, version: str, problem: str, text: str) -> bool:
+        """Is the reference here already, decomposed by this version? A damaged file counts until it is read."""
+        key = hashlib.sha256(json.dumps(["steps", version, problem, text]).encode()).hexdigest()
+        return key in self._seen or (self.directory / key[:2] / f"{key}.json").exists()
+
     async def tree_from(
         self, name: str, problem: str, references: Sequence[Sequence[Step]], make: Callable[[], Awaitable[Tree]]
     ) -> Tree:

@@ -112,6 +112,10 @@ class Scoring:
         backend = self._llm.decomposer
         return await self._reference(problem, text, domain, time.monotonic() + backend.attempts * backend.timeout_s)
 
+    def stored(self, problem: str, text: str, domain: str | None = None) -> bool:
+        """Would `decompose` find this reference in the store?"""
+        return self._store.has_steps(self._decomposed_by(domain), problem, text)
+
     def backends(self) -> list[BackendState]:
         """Every endpoint of every role."""
         return [state for backends in self._backends for state in backends.states()]

@@ -15,8 +15,10 @@ import uvicorn
 from rlkd_nemo.config.schema import GsrmServer
 from rlkd_nemo.errors import ConfigError, ServiceError
 from rlkd_nemo.gsrm.service.app import GsrmApp
+from rlkd_nemo.lifecycle.signals import stop_requested
 
 log = logging.getLogger(__name__)
+_RETRY_S = 2.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _FIELDS = ("request_id", "item_id", "path", "status", "seconds", "failure")
 
@@ -38,12 +40,13 @@ def token(settings: GsrmServer, variable: str) -> str | None:
 async def serve(app: GsrmApp) -> None:
     """Listen until SIGTERM or SIGINT; then refuse new items, finish those taken on within `drain_s`, and end.
 
-    The core is started before the port opens, and closed at the end. A second signal does not wait.
+    The core is started before the port opens, for up to `startup_s`, and closed at the end. A second signal does not wait.
     Raises: what the core's start raises; ConfigError when the port cannot be had; ServiceError when requests had to be
     given up after `drain_s` (their items got a typed failure).
     """
     try:
-        await app.core.start()
+        if not await _started(app):
+            return
         server = GsrmWebServer(app)
         try:
             await server.serve()
@@ -59,6 +62,24 @@ async def serve(app: GsrmApp) -> None:
             )
     finally:
         await app.core.aclose()
+
+
+async def _started(app: GsrmApp) -> bool:
+    """Start the core, waiting for endpoints that are not there yet; False when told to stop meanwhile."""
+    end = time.monotonic() + app.settings.startup_s
+    while True:
+        try:
+            await app.core.start()
+            return not stop_requested()
+        except ServiceError as err:
+            if time.monotonic() >= end:
+                raise
+            log.warning("waiting for the endpoints: %s", err)
+        until = min(time.monotonic() + _RETRY_S, end)
+        while time.monotonic() < until:
+            if stop_requested():
+                return False
+            await asyncio.sleep(0.1)
 
 
 class GsrmWebServer(uvicorn.Server):

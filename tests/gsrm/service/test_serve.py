@@ -1,15 +1,18 @@
 """How the server ends: what it took on is finished or fails with a name, and nothing new is begun."""
 
+import asyncio
 import json
 import logging
 import signal
 import threading
 import time
+import types
 
 import pytest
 
 from rlkd_nemo.config.schema import GsrmServer
-from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.errors import BackendUnavailable, ConfigError
+from rlkd_nemo.gsrm.service import serve
 from rlkd_nemo.gsrm.service.serve import JsonLines, token
 from tests.gsrm.service.serving import ScriptedCore, item, reward, running
 
@@ -67,3 +70,27 @@ def test_logs_are_json_lines_with_the_request(tmp_path, caplog):
     assert fault["item_id"] == "a" and "planted fault" in fault["traceback"] and fault["level"] == "ERROR"
     requests = [line for line in lines if line.get("request_id") == "r1"]
     assert [(line["path"], line["status"]) for line in requests] == [("/score", 200), ("/score", 400)]
+
+
+class ComesLater(ScriptedCore):
+    """Its endpoints are there at the third try."""
+
+    tries = 0
+
+    async def start(self):
+        self.tries += 1
+        if self.tries < 3:
+            raise BackendUnavailable("nobody there yet")
+
+
+def test_the_server_waits_for_its_endpoints(monkeypatch, tmp_path):
+    monkeypatch.setattr(serve, "_RETRY_S", 0.05)
+    core = ComesLater()
+    app = types.SimpleNamespace(core=core, settings=GsrmServer(startup_s=10))
+    assert asyncio.run(serve._started(app)) and core.tries == 3
+    app = types.SimpleNamespace(core=ComesLater(), settings=GsrmServer(startup_s=0))
+    with pytest.raises(BackendUnavailable, match="nobody there yet"):
+        asyncio.run(serve._started(app))
+    monkeypatch.setattr(serve, "stop_requested", lambda: True)
+    app = types.SimpleNamespace(core=ComesLater(), settings=GsrmServer(startup_s=10))
+    assert not asyncio.run(serve._started(app))
