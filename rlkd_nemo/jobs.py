@@ -63,6 +63,8 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
         reference=reference,
         on_step=run.on_step,
         on_rollouts=run.on_rollouts,
+        # By the main rank alone, which writes the metrics.
+        probe=getattr(scorer, "probe", _no_probe) if ranks.is_main else _no_probe,
         save=lambda step, metrics, extra: run.save(actor, step, metrics, extra),
         stop_requested=run.stop_requested,
     )
@@ -87,6 +89,10 @@ def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
     if not finished:
         raise Preempted(f"stopped after step {trainer.state.step} of {loop.max_steps}, saved in {run.checkpoints}")
     return trainer
+
+
+def _no_probe(*_: Any) -> dict[str, float]:
+    return {}
 
 
 def _validations(directory: Path) -> dict[str, float]:

@@ -64,7 +64,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "gsrm.llm.judge": ("max_concurrency", "attempts", "breaker_failures"),
     "gsrm.server": ("concurrency", "items_per_request", "body_bytes", "text_chars", "retry_after_s"),
     "gsrm.prefill": ("num_problems", "concurrency"),
-    "gsrm.service": ("items_per_request", "concurrency", "attempts"),
+    "gsrm.service": ("items_per_request", "concurrency", "attempts", "probes"),
     "rollout": ("batch_size", "max_new_tokens"),
     "validation": ("num_problems", "samples", "max_new_tokens"),
     "demo": ("test_problems", "test_samples"),
@@ -106,7 +106,7 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "reward": ("outcome", "structure", "format", "tag"),
     "gsrm.llm": ("math_verify_s",),
     "gsrm.server": ("port", "queue_items", "cache_bytes", "startup_s"),
-    "gsrm.service": ("pause_s",),
+    "gsrm.service": ("pause_s", "probe_interval"),
     "gate": ("max_log_prob_gap", "min_teacher_influence"),
     "demo": ("max_teacher_retrains", "retrain_within_s"),
 }

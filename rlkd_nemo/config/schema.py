@@ -271,6 +271,8 @@ class GsrmService:
         0.25  # before the second attempt, doubled each time, with jitter; Retry-After counts where longer
     )
     startup_s: float = 30.0  # for a server to be ready before the first step
+    probe_interval: int = 10  # steps between probes of the service with known answers (gsrm/audit.py); 0: none
+    probes: int = 4  # of each kind
     pause_s: float = 300.0  # how long training waits for a scorer that fails, before it stops
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from rlkd_nemo.config.objectives import PolicyObjective
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.errors import FailureBudgetError
+from rlkd_nemo.gsrm.audit import step_inflation
 from rlkd_nemo.interfaces import RolloutEngine, Scorer, Task, Teacher
 from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.training import step as steps
@@ -46,6 +47,7 @@ class RLKDTrainer:
         drop_teacher_at: see `step.update_batch`.
         on_step: (step, metrics), after each step, validation included.
         on_rollouts: (step, experience), for the audit.
+        probe: (step, rollouts, scores) to further metrics, before the update; need not be the same on every rank.
         save: (step, metrics, state), when a checkpoint is due.
         stop_requested: consensus over ranks, asked after each step.
     """
@@ -65,6 +67,7 @@ class RLKDTrainer:
         drop_teacher_at: int | None = None,
         on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
         on_rollouts: Callable[[int, steps.Experience], None] = lambda step, experience: None,
+        probe: Callable[[int, Sequence[Rollout], Sequence[Score]], dict[str, float]] = lambda *_: {},
         save: Callable[[int, dict[str, float], dict], None] = lambda step, metrics, state: None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -72,6 +75,7 @@ class RLKDTrainer:
         self.task, self.actor, self.engine, self.scorer = task, actor, engine, scorer
         self.teacher, self.reference, self.drop_teacher_at = teacher, reference, drop_teacher_at
         self.on_step, self.on_rollouts, self.save, self.stop_requested = on_step, on_rollouts, save, stop_requested
+        self.probe = probe
         self.state = TrainerState()
         self._gated = False
         self._saved = -1  # the step of the newest checkpoint
@@ -121,7 +125,8 @@ class RLKDTrainer:
         with self._timed("score"):
             experience = self.advantage(rollouts, scores)
         self.teach(experience)
-        metrics = steps.reward_metrics(experience) | sampling
+        metrics = steps.reward_metrics(experience) | sampling | step_inflation(scores)
+        metrics |= self.probe(self.state.step + 1, rollouts, scores)
         metrics |= self.gate(experience)
         with self._timed("update"):
             metrics |= self.update(experience)

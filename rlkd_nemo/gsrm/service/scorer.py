@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from rlkd_nemo.config.schema import Gsrm, Reward
+from rlkd_nemo.gsrm import audit
 from rlkd_nemo.gsrm.service.core import Item, Result
 from rlkd_nemo.interfaces import Task
 from rlkd_nemo.rewards.blend import blend
@@ -84,6 +85,24 @@ class ServiceScorer:
                     None, Failure.REFERENCE_MISSING, {"error": f"problem {rollout.problem.id} has no teacher path"}
                 )
         return [Score(each, blend(each, self.weights, self.structure_only_if_correct)) for each in parts]
+
+    def probe(self, step: int, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> dict[str, float]:
+        """Every `gsrm.service.probe_interval` steps, `audit/...` metrics of probes with a known answer; else nothing."""
+        interval = self.gsrm.service.probe_interval
+        if not interval or step % interval:
+            return {}
+        made = audit.probes(rollouts, scores, self.gsrm.service.probes)
+        items = [
+            Item(f"probe-{step}-{n}-{probe.kind}", probe.problem, probe.response, (probe.reference,))
+            for n, probe in enumerate(made)
+        ]
+        results = self.client.submit(items).result()
+        matched = [(r.matched, len(r.teacher_steps)) if r.status == "ok" else None for r in results]
+        metrics = audit.verdict(made, matched, scores)
+        for alarm in audit.ALARMS:
+            if alarm.metric in metrics and alarm.rings(metrics[alarm.metric]):
+                log.warning("%s=%.3g, wanted %s: %s", alarm.metric, metrics[alarm.metric], alarm.bounds, alarm.says)
+        return metrics
 
     def _item(self, rollout: Rollout) -> Item | None:
         """None without a teacher path. The id names the content, so that asking twice is asking once."""

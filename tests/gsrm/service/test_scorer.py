@@ -8,6 +8,7 @@ import pytest
 
 from rlkd_nemo import tasks
 from rlkd_nemo.config.schema import ExpressionsTask, Gsrm, GsrmService, Reward
+from rlkd_nemo.gsrm.judge import NormalisedJudge
 from rlkd_nemo.gsrm.service.client import GsrmClient
 from rlkd_nemo.gsrm.service.core import Result
 from rlkd_nemo.gsrm.service.scorer import ServiceScorer
@@ -124,3 +125,32 @@ def test_one_failure_within_the_budget_is_left_alone():
     client = OneFails(bad=0)
     scores = flaky(client, pause_s=30).score(rollouts([f"text {n}" for n in range(20)]))
     assert [score.reward is None for score in scores] == [True] + [False] * 19 and len(client.calls) == 1
+
+
+class YesToAnything(NormalisedJudge):
+    """A judge gone wrong."""
+
+    def same(self, kind, teacher, student, problem):
+        return True
+
+
+@pytest.mark.parametrize(("broken", "same", "other"), [(False, 1.0, 0.0), (True, 1.0, 1.0)])
+def test_probes_tell_a_sound_judge_from_one_that_says_yes(tmp_path, caplog, broken, same, other):
+    core = Scoring(Gsrm(), tmp_path / "served")
+    if broken:
+        core._rule = YesToAnything()
+    texts = [f"[Meta-reasoning 1]: go to {n} [Meta-reasoning 2]: then {n}" for n in range(4)]
+    asked = [
+        Rollout(Problem(f"p{n}", f"problem {n}", "1", (text,)), n, 0, [], [], [], text, False, 0, 1.0)
+        for n, text in enumerate(texts)
+    ]
+    with running(core, tmp_path / "ids") as server:
+        client = GsrmClient(GsrmService(urls=[server.url]))
+        scorer = ServiceScorer(TASK, Reward(), Gsrm(), client, max_failed_fraction=0.0)
+        scores = scorer.score(asked)
+        assert scorer.probe(9, asked, scores) == {}
+        found = scorer.probe(10, asked, scores)
+        client.close()
+    assert (found["audit/canary_same"], found["audit/canary_other"]) == (same, other)
+    assert found["audit/order_swap_disagreement"] == 0.0 and found["audit/probes_failed"] == 0.0
+    assert ("the judge says yes to anything" in caplog.text) == broken
