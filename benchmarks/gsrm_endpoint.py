@@ -60,9 +60,14 @@ class Behaviour:
 Rule = Callable[[list[dict[str, str]], str], str]
 
 
-def stand_in(messages: list[dict[str, str]], form: str) -> str:
+def equal(left: str, right: str) -> bool:
+    """The same after normalisation."""
+    return normalised(left) == normalised(right)
+
+
+def stand_in(messages: list[dict[str, str]], form: str, same: Callable[[str, str], bool] = equal) -> str:
     """A rule in place of a model. Decomposing: lines `aim: question = answer` of the fenced text are the steps.
-    Judging: two texts are the same if they are after normalisation. Anything else: hello.
+    Judging: by `same`. Anything else: hello.
 
     Args: form: `json` where a JSON schema is asked for and kept, else `text`.
     """
@@ -75,12 +80,10 @@ def stand_in(messages: list[dict[str, str]], form: str) -> str:
         found = [Step(*line) for line in re.findall(r"^([\w ]+): (.*?) = (.*)$", inside[1], re.MULTILINE)]
         return schema.write(found, "json" if form == "json" else "tags")
     if request.endswith("yes or no"):
-        return "yes" if normalised(inside[1]) == normalised(inside[2]) else "no"
+        return "yes" if same(inside[1], inside[2]) else "no"
     texts, verdicts = iter(inside[1:]), {}
     for number, names in re.findall(r"^Pair (\d+) \((.*)\):$", request, re.MULTILINE):
-        verdicts[number] = {
-            name: "yes" if normalised(next(texts)) == normalised(next(texts)) else "no" for name in names.split(", ")
-        }
+        verdicts[number] = {name: "yes" if same(next(texts), next(texts)) else "no" for name in names.split(", ")}
     return json.dumps(verdicts)
 
 

@@ -16,7 +16,7 @@ class Item:
     Attributes:
         id: the caller's name for it; the result carries it.
         references: reference responses, best first, the whole text of each.
-        domain: picks the prompt (math, code, science, puzzle); None: the configured one.
+        domain: picks the prompt: math, code, puzzle, any other: science; None: the configured one.
     """
 
     id: str

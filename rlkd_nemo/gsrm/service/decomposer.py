@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rlkd_nemo.config.ranges import DOMAINS
 from rlkd_nemo.errors import BadReply
 from rlkd_nemo.gsrm import schema, stream
 from rlkd_nemo.gsrm.prompting import Prompt, Prompts
@@ -13,6 +14,7 @@ from rlkd_nemo.gsrm.service.chat import JsonSchema, Reply, Request
 from rlkd_nemo.gsrm.steps import thinking
 from rlkd_nemo.types import Step
 
+_OTHER_DOMAIN = "science"  # as in arXiv:2505.16142's released code for every domain that has no prompt of its own
 _CONSTRAINT = JsonSchema("steps", schema.SCHEMA)
 
 
@@ -38,7 +40,7 @@ class LLMDecomposer:
 
     def version(self, domain: str | None) -> str:
         """Everything that the steps of a text depend on."""
-        parts = ["llm", self._backends.settings.model, self._prompts.version, domain or self._domain, self.form]
+        parts = ["llm", self._backends.settings.model, self._prompts.version, self._named(domain), self.form]
         return "+".join([*parts, f"{self._prompts.max_text_chars}"])
 
     async def decompose(self, problem: str, text: str, domain: str | None, deadline: float) -> Decomposition:
@@ -80,7 +82,12 @@ class LLMDecomposer:
         return Decomposition(tuple(steps), reply.text, prompt.cut_chars)
 
     def _prompt(self, problem: str, text: str, domain: str | None) -> Prompt:
-        return self._prompts.decomposition(problem, text, domain or self._domain, self.form)
+        return self._prompts.decomposition(problem, text, self._named(domain), self.form)
+
+    def _named(self, domain: str | None) -> str:
+        if domain is None:
+            return self._domain
+        return domain if domain in DOMAINS else _OTHER_DOMAIN
 
     def _request(self, prompt: Prompt) -> Request:
         return Request(prompt.messages, self._max_tokens, _CONSTRAINT)

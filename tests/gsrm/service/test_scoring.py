@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from benchmarks.gsrm_endpoint import stand_in
 from rlkd_nemo.config.schema import LLM, Backend, Gsrm
 from rlkd_nemo.errors import BackendUnavailable, ConfigError
 from rlkd_nemo.gsrm.service import backends as backends_module
@@ -234,3 +235,22 @@ def test_bad_input(endpoint, run, tmp_path, text):
     assert result.status == "ok" and result.reward == 0
     if len(text) == 1_000_000:
         assert result.detail["cut_chars"] == 940_000
+
+
+def test_domains_pick_the_prompt(endpoint, run, tmp_path):
+    seen = []
+
+    def rule(messages, form):
+        seen.append(messages[0]["content"])
+        return stand_in(messages, form)
+
+    config = settings(endpoint(rule=rule), endpoint())
+    items = [Item(str(d), "p", response(*STEPS), (REFERENCE,), d) for d in (None, "code", "puzzle", "law")]
+
+    async def work(core):
+        return [await core.score(one, deadline_s=10) for one in items]
+
+    assert all(result.reward == 1 for result in run(scoring(config, tmp_path, work)))
+    prompts = [text for text in seen if "reasoning apart" in text]
+    for number, word in enumerate(["mathematical step", "programming step", "step of a puzzle", "scientific step"]):
+        assert all(word in text for text in prompts[2 * number : 2 * number + 2])  # the reference's and the response's
