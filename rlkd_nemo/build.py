@@ -16,6 +16,7 @@ from rlkd_nemo.engine.generate.engine import EmbeddedRollout
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.start import load_weights, model_from
 from rlkd_nemo.engine.teacher import FrozenModel
+from rlkd_nemo.errors import ConfigError
 from rlkd_nemo.interfaces import Scorer, Task, Tokenizer
 from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.rewards.blend import EmbeddedScorer
@@ -107,7 +108,10 @@ def build_scorer(cfg: Config, task: Task, run_dir: Path) -> Scorer:
     """
     if cfg.gsrm.scorer == "service":
         # Late: the embedded scorer runs without the HTTP libraries.
-        from rlkd_nemo.gsrm.service.build import scorer
+        try:
+            from rlkd_nemo.gsrm.service.build import scorer
+        except ImportError as err:
+            raise ConfigError(f"gsrm.scorer=service needs {err.name}: pip install 'rlkd_nemo[gsrm]'") from err
 
         return scorer(cfg, task, stop_requested)
     return EmbeddedScorer(task, cfg.reward, cfg.gsrm, Path(cfg.gsrm.reference_store or run_dir / "references"))

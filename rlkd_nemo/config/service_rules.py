@@ -32,9 +32,10 @@ def problems(cfg: Config) -> Iterator[str]:
             yield f"gsrm.service.urls has {url!r}; wanted an address that starts with http:// or https://"
     if len(set(service.urls)) < len(service.urls):
         yield f"gsrm.service.urls={service.urls} names an address twice; wanted each once"
-    longest = service.pause_s + service.deadline_s
+    # Asked, paused, and asked a last time.
+    longest = service.pause_s + 2 * service.deadline_s
     if longest >= cfg.trainer.watchdog_s:
         yield (
-            f"gsrm.service.pause_s + gsrm.service.deadline_s = {longest:g} s is not below trainer.watchdog_s="
+            f"gsrm.service.pause_s + 2 x gsrm.service.deadline_s = {longest:g} s is not below trainer.watchdog_s="
             f"{cfg.trainer.watchdog_s:g}, which would end a paused run without saving; lower the pause or raise the watchdog"
         )

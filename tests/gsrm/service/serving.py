@@ -69,6 +69,14 @@ def reward(text):
     return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 16**6
 
 
+def until(condition, seconds=10):
+    """Wait until `condition()` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
 class Running:
     """A server that listens; `url`, its app, and a plain HTTP client."""
 
@@ -87,10 +95,7 @@ class Running:
         self.thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
         self.thread.start()
         assert self.up.wait(10)
-        end = time.monotonic() + 10
-        while not self.server.started:
-            assert time.monotonic() < end and self.thread.is_alive()
-            time.sleep(0.01)
+        until(lambda: self.server.started or not self.thread.is_alive())
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         headers = {"authorization": f"Bearer {token}"} if token else {}

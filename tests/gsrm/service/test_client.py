@@ -14,7 +14,7 @@ from rlkd_nemo.errors import ConfigError, ServiceError
 from rlkd_nemo.gsrm.service.client import GsrmClient
 from rlkd_nemo.gsrm.service.core import Item
 from rlkd_nemo.types import Failure
-from tests.gsrm.service.serving import ScriptedCore, reward, running
+from tests.gsrm.service.serving import ScriptedCore, reward, running, until
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,11 @@ def test_two_servers_share_the_work_and_one_that_is_gone_costs_nothing(server, c
 
 def test_a_server_that_comes_back_loses_nothing(client, tmp_path):
     port = free_port()
-    asked = items(*(f"sleep 0.5 {n}" for n in range(8)))
+    asked = items(*(f"sleep 1 {n}" for n in range(8)))
     ours = client(f"http://127.0.0.1:{port}", attempts=8, backoff_s=0.2)
     with running(ScriptedCore(), tmp_path, port=port) as first:
         future = ours.submit(asked)
-        time.sleep(0.25)
-        assert first.core.at_once == 8
+        until(lambda: first.core.at_once == 8)
         for connection in list(first.server.server_state.connections):  # as when the process is killed
             connection.transport.abort()
     with running(ScriptedCore(), tmp_path, port=port):
@@ -140,8 +139,7 @@ def test_odd_answers_are_typed_failures(client, make, asked, told):
     web = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_config=None))
     thread = threading.Thread(target=asyncio.run, args=(web.serve(),), daemon=True)
     thread.start()
-    while not web.started:
-        time.sleep(0.01)
+    until(lambda: web.started)
     (found,) = client(f"http://127.0.0.1:{port}", attempts=3).score(items("x"))
     web.should_exit = True
     thread.join(10)

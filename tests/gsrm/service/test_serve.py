@@ -14,20 +14,20 @@ from rlkd_nemo.config.schema import GsrmServer
 from rlkd_nemo.errors import BackendUnavailable, ConfigError
 from rlkd_nemo.gsrm.service import serve
 from rlkd_nemo.gsrm.service.serve import JsonLines, token
-from tests.gsrm.service.serving import ScriptedCore, item, reward, running
+from tests.gsrm.service.serving import ScriptedCore, item, reward, running, until
 
 
-def in_background(work):
+def in_background(core, work):
     found = {}
     thread = threading.Thread(target=lambda: found.update(work()))
     thread.start()
-    time.sleep(0.25)
+    until(lambda: core.at_once)
     return thread, found
 
 
 def test_a_drain_finishes_what_is_in_flight_and_refuses_the_rest(tmp_path):
     with running(ScriptedCore(), tmp_path) as server:
-        thread, found = in_background(lambda: server.score(item("held", "sleep 1 held")))
+        thread, found = in_background(server.core, lambda: server.score(item("held", "sleep 2 held")))
         server.server.handle_exit(signal.SIGTERM, None)
         time.sleep(0.3)
         refused = server.http.post("/score", json={"items": [item("new", "new")]})
@@ -37,13 +37,13 @@ def test_a_drain_finishes_what_is_in_flight_and_refuses_the_rest(tmp_path):
         assert ready.status_code == 503 and "draining" in ready.json()["reason"]
         assert server.http.get("/health").status_code == 200
         thread.join(10)
-        assert found["held"]["reward"] == reward("sleep 1 held")
+        assert found["held"]["reward"] == reward("sleep 2 held")
         assert server.ended.wait(5) and not server.server.gave_up
 
 
 def test_after_the_limit_what_is_left_fails_with_a_name(tmp_path):
     with running(ScriptedCore(), tmp_path, drain_s=0.3) as server:
-        thread, found = in_background(lambda: server.score(item("held", "sleep 30")))
+        thread, found = in_background(server.core, lambda: server.score(item("held", "sleep 30")))
         server.server.handle_exit(signal.SIGTERM, None)
         thread.join(10)
         assert found["held"]["failure"] == "backend_unavailable" and "shutting down" in found["held"]["error"]
