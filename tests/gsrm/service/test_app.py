@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from rlkd_nemo.config.schema import Gsrm
+from rlkd_nemo.gsrm.service.scoring import Scoring
 from tests.gsrm.service.serving import ScriptedCore, item, reward, running, until
 
 
@@ -219,3 +221,29 @@ def test_the_cache_is_bounded(tmp_path):
         server.score(item("new", "text 199"))
         server.score(item("old", "text 0"))
         assert len(server.core.scored) == before + 1  # the oldest went
+
+
+def test_odd_responses_on_the_real_core(tmp_path):
+    many = "\n".join(f"[Meta-reasoning {n}]: step {n} [Answer {n}]: {n}" for n in range(500))
+    one = "[Meta-reasoning 1]: step 0 [Answer 1]: 0"
+    with running(Scoring(Gsrm(), tmp_path / "store"), tmp_path) as server:
+        found = server.score(
+            item("500", f"<think>{many}</think>", references=(many,)),
+            item("open", f"<think>{one}", references=(one,)),
+            item("no think", one, references=(one,)),
+            item("controls", f"<think>\x00{one}\x1b\u202e", references=(one,)),
+            item("empty", "", references=(one,)),
+            item("no steps", "<think>well</think>", references=(one,)),
+            item("no reference steps", one, references=("nothing",)),
+            item("1 MB", "x" * 1_000_000, references=(one,)),
+        )
+    assert (found["500"]["reward"], found["500"]["matched"], len(found["500"]["student_steps"])) == (1.0, 500, 500)
+    assert [found[name]["reward"] for name in ("open", "no think")] == [1.0, 1.0]
+    assert found["controls"]["status"] == "ok" and found["controls"]["reward"] > 0
+    for name in ("empty", "no steps"):
+        assert (found[name]["reward"], found[name]["failure"]) == (0.0, "unparseable_student")
+    assert (found["no reference steps"]["reward"], found["no reference steps"]["failure"]) == (
+        None,
+        "reference_missing",
+    )
+    assert (found["1 MB"]["reward"], found["1 MB"]["failure"]) == (None, "decomposer_failed")
