@@ -31,6 +31,18 @@ _LOOSE_TAG = re.compile(
 _BREAKS = re.compile("\r\n?|[\u2028\u2029\x0b\x0c\x85]")
 
 
+class _Visible(dict[int, "int | None"]):
+    """For str.translate: control, invisible, private and unassigned characters are dropped; each is looked up once."""
+
+    def __missing__(self, code: int) -> int | None:
+        hidden = unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Co", "Cn") and chr(code) not in "\n\t"
+        self[code] = None if hidden else code
+        return self[code]
+
+
+_VISIBLE = _Visible()
+
+
 def clean(text: str, limit: int) -> tuple[str, int]:
     """What is shown of an untrusted text, and how many characters were cut off at its end.
 
@@ -39,7 +51,7 @@ def clean(text: str, limit: int) -> tuple[str, int]:
     """
     cut = max(0, len(text) - limit)
     text = _BREAKS.sub("\n", text[:limit] if cut else text)
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+    text = text.translate(_VISIBLE)
     # Removing one thing must not make another: both passes run until nothing changes.
     while True:
         changed = _LOOSE_TAG.sub(r"(\1)", _TOKEN.sub("< ", _CONTROL.sub("(", text)))

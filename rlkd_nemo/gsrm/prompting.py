@@ -61,6 +61,7 @@ class Prompts:
         self.version = f"prompts-{digest[:12]}"
         self.max_problem_chars, self.max_text_chars = max_problem_chars, max_text_chars
         self.examples = {domain: _examples(f"{domain}.examples.json", files) for domain in DOMAINS}
+        self._beginnings: dict[tuple[str, schema.Form], Messages] = {}
         self._templates = jinja2.Environment(
             loader=jinja2.DictLoader(files), undefined=jinja2.StrictUndefined, autoescape=False
         )
@@ -72,6 +73,13 @@ class Prompts:
         """
         if domain not in DOMAINS:
             raise InputError(f"domain {domain!r} has no prompt; wanted one of {', '.join(DOMAINS)}")
+        if (domain, form) not in self._beginnings:
+            self._beginnings[domain, form] = self._beginning(domain, form)
+        last = self._decompose_user(problem, text)
+        return Prompt(self._beginnings[domain, form] + last.messages, last.boundary, last.cut_chars)
+
+    def _beginning(self, domain: str, form: schema.Form) -> Messages:
+        """The same for every text, so that endpoints can keep it in their prefix cache."""
         system = self._render(
             "decompose_system.jinja", domain=domain, form=form, labels=steps.LABELS, no_steps=schema.NO_STEPS
         )
@@ -79,12 +87,8 @@ class Prompts:
         for example in self.examples[domain]:
             request = self._decompose_user(example.problem, example.text)
             reply = schema.write(example.steps, form)
-            messages += [
-                {"role": "user", "content": request.messages[0]["content"]},
-                {"role": "assistant", "content": reply},
-            ]
-        last = self._decompose_user(problem, text)
-        return Prompt(messages + last.messages, last.boundary, last.cut_chars)
+            messages += [*request.messages, {"role": "assistant", "content": reply}]
+        return messages
 
     def question(self, kind: str, teacher: str, student: str, problem: str) -> Prompt:
         """Are the two the same? `kind` is `meta`, `question` or `answer`; the reply is yes or no."""
