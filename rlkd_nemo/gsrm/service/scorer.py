@@ -150,7 +150,7 @@ class ServiceScorer:
 def component(result: Result) -> Component:
     """A result as a reward component, with the detail that the embedded scorer gives and the service's own."""
     if result.status == "failed":
-        return Component(None, result.failure, {**result.detail, "stage": "service", "error": result.error})
+        return Component(None, result.failure, {"stage": "service", **result.detail, "error": result.error})
     return Component(
         result.reward,
         result.failure,

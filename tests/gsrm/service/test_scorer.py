@@ -11,10 +11,11 @@ from rlkd_nemo.config.schema import ExpressionsTask, Gsrm, GsrmService, Reward
 from rlkd_nemo.gsrm.judge import NormalisedJudge
 from rlkd_nemo.gsrm.service.client import GsrmClient
 from rlkd_nemo.gsrm.service.core import Result
-from rlkd_nemo.gsrm.service.scorer import ServiceScorer
+from rlkd_nemo.gsrm.service.scorer import ServiceScorer, component
 from rlkd_nemo.gsrm.service.scoring import Scoring
+from rlkd_nemo.report.audit import RolloutAudit, read
 from rlkd_nemo.rewards.blend import EmbeddedScorer
-from rlkd_nemo.types import Failure, Problem, Rollout
+from rlkd_nemo.types import Failure, Problem, Rollout, Score, Step
 from tests.gsrm.service.serving import running
 
 TASK = tasks.build(ExpressionsTask())
@@ -154,3 +155,16 @@ def test_probes_tell_a_sound_judge_from_one_that_says_yes(tmp_path, caplog, brok
     assert (found["audit/canary_same"], found["audit/canary_other"]) == (same, other)
     assert found["audit/order_swap_disagreement"] == 0.0 and found["audit/probes_failed"] == 0.0
     assert ("the judge says yes to anything" in caplog.text) == broken
+
+
+def test_raw_replies_and_verdicts_reach_the_audit_file(tmp_path):
+    verdicts = ({"student": 0, "teacher": 0, "meta": True, "question": None, "answer": False, "weight": 0.5},)
+    result = Result("a", "ok", 0.5, 1, (Step("m"),), (Step("m"),), verdicts, detail={"reply": "raw", "parts_at": None})
+    failed = Result("b", "failed", None, failure=Failure.JUDGE_FAILED, error="HTML", detail={"stage": "judge"})
+    scores = [Score({"structure": component(each)}, None) for each in (result, failed)]
+    (one, other) = read(RolloutAudit(tmp_path).write(1, rollouts()[:2], scores))
+    detail = one["components"]["structure"]["detail"]
+    assert detail["reply"] == "raw" and detail["verdicts"] == [*verdicts] and detail["weights"] == [0.5]
+    assert one["student_steps"] == [{"meta": "m", "question": None, "answer": None}]
+    assert other["components"]["structure"]["failure"] == "judge_failed"
+    assert other["components"]["structure"]["detail"] == {"stage": "judge", "error": "HTML"}
