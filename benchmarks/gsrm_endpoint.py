@@ -1,7 +1,7 @@
 """A stand-in for an OpenAI-compatible endpoint: no model, but its waiting times, token counts and faults are real.
 
-Replies come from a rule (`stand_in` below, or the caller's own), at `first_token_s` plus `token_s` a token, streamed
-token by token; at most `slots` requests generate at once, and a dropped connection frees the slot and stops the count.
+Replies come from a rule (`stand_in` below, or the caller's own), at `first_token_s` plus `token_s` a token, streamed;
+at most `slots` requests generate at once, and a dropped connection frees the slot and stops the count.
 A token is four characters.
 
     python benchmarks/gsrm_endpoint.py --port 8200 --first-token-s 0.05 --token-s 0.01
@@ -43,6 +43,7 @@ class Behaviour:
 
     Attributes:
         faults: share of requests that go wrong, by name out of FAULTS; drawn with `seed`.
+        stream_interval: tokens an event of a stream carries, as vLLM's option of that name.
         constrains: kinds of constraint that are kept: vllm, json_schema. Others are ignored with 200, as in real ones.
         key: bearer token wanted; None: anybody may ask.
     """
@@ -51,6 +52,7 @@ class Behaviour:
     first_token_s: float = 0.0
     token_s: float = 0.0
     slots: int = 32
+    stream_interval: int = 1
     constrains: tuple[str, ...] = ("vllm", "json_schema")
     faults: dict[str, float] = field(default_factory=dict)
     seed: int = 0
@@ -203,14 +205,16 @@ class Endpoint:
         try:
             async with self._slot():
                 begun = time.monotonic()
-                for number, token in enumerate(tokens, start=1):
+                for sent in range(0, len(tokens), self.behaviour.stream_interval):
+                    some = tokens[sent : sent + self.behaviour.stream_interval]
+                    number = sent + len(some)
                     due = begun + self.behaviour.first_token_s + self.behaviour.token_s * number
                     await asyncio.sleep(max(0.0, due - time.monotonic()))
-                    self.counters["completion_tokens"] += 1
+                    self.counters["completion_tokens"] += len(some)
                     if broken and number > len(tokens) // 2:
                         complete = True
                         return
-                    yield event({"content": token}, number, None)
+                    yield event({"content": "".join(some)}, number, None)
                 yield event({}, len(tokens), finish)
                 yield "data: [DONE]\n\n"
             complete = True
@@ -243,6 +247,7 @@ def main() -> None:
     parser.add_argument("--first-token-s", type=float, default=0.05)
     parser.add_argument("--token-s", type=float, default=0.01)
     parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--stream-interval", type=int, default=1, help="tokens an event of a stream")
     for fault in FAULTS:
         parser.add_argument(f"--{fault.replace('_', '-')}", type=float, default=0.0, metavar="SHARE")
     given = parser.parse_args()
@@ -251,6 +256,7 @@ def main() -> None:
         first_token_s=given.first_token_s,
         token_s=given.token_s,
         slots=given.slots,
+        stream_interval=given.stream_interval,
         faults={fault: getattr(given, fault) for fault in FAULTS if getattr(given, fault)},
     )
     uvicorn.run(Endpoint(behaviour).app, host="127.0.0.1", port=given.port, log_level="warning")
