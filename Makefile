@@ -20,7 +20,7 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv venv-vllm demo test test-quick test-vllm lint format bench-objectives bench-rollout bench-token-logprobs clean
+.PHONY: help venv venv-vllm demo test test-quick test-vllm lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
@@ -30,6 +30,7 @@ help:
 	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
 	@echo 'make format                         ruff format, fixable findings'
 	@echo 'make bench-objectives | bench-rollout | bench-token-logprobs   the figures of the README, measured anew'
+	@echo 'make bench-gsrm                     what scoring with language models costs, against a stand-in endpoint'
 	@echo 'make clean                          remove .venv and caches, keep results/'
 
 venv: $(STAMP)
@@ -86,6 +87,10 @@ bench-objectives: $(STAMP)
 
 bench-rollout: $(STAMP)
 	$(BIN)/python benchmarks/rollout.py --out benchmarks/results/rollout.json $(ARGS)
+
+bench-gsrm: $(STAMP)
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[gsrm]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gsrm_server.py --out benchmarks/results/gsrm_server.json $(ARGS)
 
 bench-token-logprobs: $(STAMP)
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[bench]'

@@ -7,6 +7,19 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 
+GSRM = [
+    "httpx2>=2.10",
+    "aiohttp>=3.10",
+    "starlette>=1.0",
+    "uvicorn>=0.30",
+    "uvloop>=0.20",
+    "httptools>=0.6",
+    "stamina>=25.1",
+    "aiolimiter>=1.2",
+    "prometheus_client>=0.21",
+    "math-verify>=0.9",
+]
+
 setup(
     name="rlkd_nemo",
     version="0.1.0",
@@ -45,6 +58,8 @@ setup(
         "fp8": ["transformer-engine[pytorch]>=2.3"],
         "aligner": ["nemo-aligner==0.7.0", "nemo-toolkit[nlp]==2.1.0"],
         "wandb": ["wandb>=0.17"],
+        # The GSRM as a service: LLM backends, server and client.
+        "gsrm": GSRM,
         # What benchmarks measure against.
         "bench": ["trl>=1.16,<2", "accelerate>=1.10"],
         "test": [
@@ -58,6 +73,7 @@ setup(
             "playwright>=1.45",
             "transformers>=4.51",
             "wandb>=0.17",
+            *GSRM,
         ],
     },
     classifiers=[

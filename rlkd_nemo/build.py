@@ -16,7 +16,9 @@ from rlkd_nemo.engine.generate.engine import EmbeddedRollout
 from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.start import load_weights, model_from
 from rlkd_nemo.engine.teacher import FrozenModel
-from rlkd_nemo.interfaces import Task, Tokenizer
+from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.interfaces import Scorer, Task, Tokenizer
+from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.rewards.blend import EmbeddedScorer
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,17 @@ def build_sampler(cfg: Config, model, ranks: Ranks, tokens: Tokenizer) -> Embedd
     )
 
 
-def build_scorer(cfg: Config, task: Task, run_dir: Path) -> EmbeddedScorer:
-    """Outcome, format and the embedded GSRM."""
+def build_scorer(cfg: Config, task: Task, run_dir: Path) -> Scorer:
+    """Outcome, format, tag and the structure reward, embedded or from a service that is ready by then.
+
+    Raises: what `service.build.scorer` raises.
+    """
+    if cfg.gsrm.scorer == "service":
+        # Late: the embedded scorer runs without the HTTP libraries.
+        try:
+            from rlkd_nemo.gsrm.service.build import scorer
+        except ImportError as err:
+            raise ConfigError(f"gsrm.scorer=service needs {err.name}: pip install 'rlkd_nemo[gsrm]'") from err
+
+        return scorer(cfg, task, stop_requested)
     return EmbeddedScorer(task, cfg.reward, cfg.gsrm, Path(cfg.gsrm.reference_store or run_dir / "references"))

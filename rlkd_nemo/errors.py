@@ -11,6 +11,9 @@ RlkdError
 ├── GateError            a check before the first step refused to start        exit code 2
 ├── FailureBudgetError   more rewards failed than max_failed_fraction allows
 ├── ServiceError         a judge, decomposer or teacher that did not answer
+│   ├── BackendUnavailable  nothing answers there, or it says that it cannot; a ConnectionError too
+│   ├── BackendTimeout      no whole reply before the deadline; a TimeoutError too
+│   └── BadReply            a reply that is not what was asked for
 └── Preempted            saved and stopped on a signal                         exit code 3
 """
 
@@ -82,6 +85,22 @@ class ServiceError(RlkdError):
     """A service (judge, decomposer, teacher, rollout engine) failed to answer."""
 
     retryable = True
+
+
+class BackendUnavailable(ServiceError, ConnectionError):
+    """A backend cannot be reached, refuses, or is left alone after failures; `retry_after_s` where it is known."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BackendTimeout(ServiceError, TimeoutError):
+    """A backend gave no whole reply before the deadline."""
+
+
+class BadReply(ServiceError):
+    """A backend replied, but not in the form that was asked for, or as another model."""
 
 
 class Preempted(RlkdError):

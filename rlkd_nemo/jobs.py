@@ -52,18 +52,24 @@ def _train_rl(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: Run
     if state is None and cfg.model.restore_from_path:
         load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())
     teacher, reference = build.build_teachers(cfg, ranks, tokens, cfg.model.restore_from_path)
+    scorer = build.build_scorer(cfg, task, directory)
+    engine = build.build_sampler(cfg, actor.bare_model, ranks, tokens)
+    # A scorer that works elsewhere gets what is decoded while the rest still is.
+    engine.on_decoded = getattr(scorer, "begin", None)
     trainer = RLKDTrainer(
         cfg=cfg,
         objective_name=type(cfg.objective).__name__.lower(),
         objective=cfg.objective,
         task=task,
         actor=actor,
-        engine=build.build_sampler(cfg, actor.bare_model, ranks, tokens),
-        scorer=build.build_scorer(cfg, task, directory),
+        engine=engine,
+        scorer=scorer,
         teacher=teacher,
         reference=reference,
         on_step=run.on_step,
         on_rollouts=run.on_rollouts,
+        # By the main rank alone, which writes the metrics.
+        probe=getattr(scorer, "probe", _no_probe) if ranks.is_main else _no_probe,
         save=lambda step, metrics, extra: run.save(actor, step, metrics, extra),
         stop_requested=run.stop_requested,
     )
@@ -86,6 +92,10 @@ def _train_rl(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: Run
     if not finished:
         raise Preempted(f"stopped after step {trainer.state.step} of {loop.max_steps}, saved in {run.checkpoints}")
     return trainer
+
+
+def _no_probe(*_: Any) -> dict[str, float]:
+    return {}
 
 
 def _validations(directory: Path) -> dict[str, float]:

@@ -248,6 +248,7 @@ _FREE = (
     "model.pipeline_model_parallel_size", "model.micro_batch_", "model.forward_micro_batch_",
     "model.context_parallel_size", "model.packed_sequences", "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size",
     "rollout.tensor_model_parallel_size",
+    "gsrm.service.", "gsrm.server.", "gsrm.token_env", "gsrm.llm.decomposer.urls", "gsrm.llm.judge.urls",
 )  # fmt: skip
 
 

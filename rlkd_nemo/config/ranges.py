@@ -12,6 +12,8 @@ from rlkd_nemo.config.precision import RECIPES
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
 
+CONSTRAIN = ("auto", "vllm", "json_schema", "none")
+DOMAINS = ("math", "code", "science", "puzzle")
 SCHEDULES = ("constant", "linear", "cosine")
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -31,11 +33,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rlkd.advantage.std": ("population", "sample", "none"),
     "rlkd.dynamic_sampling.by": ("reward", "outcome"),
     "rlkd.overlong.mode": ("keep", "mask", "soft"),
-    "gsrm.decomposer": ("text",),
-    "gsrm.judge": ("exact", "normalised"),
+    "gsrm.scorer": ("embedded", "service"),
+    "gsrm.decomposer": ("text", "llm"),
+    "gsrm.judge": ("exact", "normalised", "llm"),
     "gsrm.reference_mode": ("first", "best", "tree"),
     "gsrm.alignment": ("prefix", "monotone"),
     "gsrm.norm": ("teacher", "none", "max"),
+    "gsrm.llm.domain": DOMAINS,
+    "gsrm.llm.judging": ("per_pair", "per_response"),
+    "gsrm.llm.lazy": ("auto", "on", "off"),
+    "gsrm.llm.decomposer.constrain": CONSTRAIN,
+    "gsrm.llm.judge.constrain": CONSTRAIN,
+    "gsrm.server.log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     "rollout.engine": ("embedded",),
     "demo.student_from": ("base", "teacher"),
     "demo.base.schedule": SCHEDULES,
@@ -61,6 +70,12 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "data": ("global_batch_size", "num_paths"),
     "rlkd": ("num_prompts", "group_size", "updates_per_batch", "epochs"),
     "rlkd.overlong": ("buffer_tokens",),
+    "gsrm.llm": ("max_problem_chars", "max_text_chars", "max_tokens", "verdicts_in_memory"),
+    "gsrm.llm.decomposer": ("max_concurrency", "attempts", "breaker_failures"),
+    "gsrm.llm.judge": ("max_concurrency", "attempts", "breaker_failures"),
+    "gsrm.server": ("concurrency", "items_per_request", "body_bytes", "text_chars", "retry_after_s"),
+    "gsrm.prefill": ("num_problems", "concurrency"),
+    "gsrm.service": ("items_per_request", "concurrency", "attempts", "probes"),
     "rollout": ("batch_size", "max_new_tokens"),
     "validation": ("num_problems", "samples", "max_new_tokens"),
     "demo": ("test_problems", "test_samples"),
@@ -80,6 +95,11 @@ POSITIVE: dict[str, tuple[str, ...]] = {
         "attention_factor",
     ),
     "model.optim": ("lr", "eps"),
+    "gsrm.llm.decomposer": ("connect_timeout_s", "timeout_s", "breaker_cool_s"),
+    "gsrm.llm.judge": ("connect_timeout_s", "timeout_s", "breaker_cool_s"),
+    "gsrm.server": ("deadline_s", "drain_s"),
+    "gsrm.prefill": ("per_s",),
+    "gsrm.service": ("deadline_s", "backoff_s", "startup_s"),
     "rollout": ("temperature",),
     "validation": ("temperature",),
     "demo.base": ("lr",),
@@ -96,12 +116,16 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "data": ("shuffle_seed",),
     "rlkd.dynamic_sampling": ("max_rounds",),
     "reward": ("outcome", "structure", "format", "tag"),
+    "gsrm.llm": ("math_verify_s",),
+    "gsrm.server": ("port", "queue_items", "cache_bytes", "startup_s"),
+    "gsrm.service": ("pause_s", "probe_interval"),
     "gate": ("max_log_prob_gap", "min_teacher_influence"),
     "demo": ("max_teacher_retrains", "retrain_within_s"),
 }
 SHARES: dict[str, tuple[str, ...]] = {
     "data": ("noise",),
     "rlkd": ("max_failed_fraction",),
+    "gsrm.llm": ("eager_share",),
     "demo": ("min_teacher_accuracy",),
     "demo.base": ("noise",),
     "demo.teacher": ("noise",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import batches, memory, monitor, objectives, precision, ranges
+from rlkd_nemo.config import batches, gsrm_rules, memory, monitor, objectives, precision, ranges, service_rules
 from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
@@ -26,6 +26,8 @@ def check(cfg: Config) -> list[str]:
         _sampling,
         _batches,
         _rewards,
+        gsrm_rules.problems,
+        service_rules.problems,
         _task,
         monitor.problems,
     )

@@ -6,8 +6,9 @@ A step earns 1 when its meta-reasoning agrees, halved for a question that disagr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rlkd_nemo.errors import ConfigError, InputError
 from rlkd_nemo.interfaces import Judge
@@ -15,6 +16,21 @@ from rlkd_nemo.types import Step
 
 NORMS = ("teacher", "none", "max")
 ALIGNMENTS = ("prefix", "monotone")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Do the two texts say the same? `kind` is `meta`, `question` or `answer`."""
+
+    kind: str
+    teacher: str
+    student: str
+
+
+# The rules ask and do not judge: they yield questions that may be answered at the same time and are sent the answers,
+# so that a judge in this process and one behind a network drive the same code.
+Asking = Generator[list[Question], list[bool], Found]
 
 
 @dataclass(frozen=True)
@@ -76,23 +92,44 @@ def structure_reward(
         problem: context for the judge.
     Raises: InputError without teacher steps (a missing reference is no score); what the judge raises.
     """
+    return answered(asking(student, teacher, norm, alignment), judge, problem)
+
+
+def answered(rule: Asking[Found], judge: Judge, problem: str) -> Found:
+    """The result of a rule whose questions `judge` answers, one by one, in order."""
+    try:
+        questions = next(rule)
+        while True:
+            questions = rule.send([judge.same(q.kind, q.teacher, q.student, problem) for q in questions])
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def asking(
+    student: Sequence[Step], teacher: Sequence[Step], norm: str = "teacher", alignment: str = "prefix"
+) -> Asking[StructureResult]:
+    """`structure_reward` without a judge."""
     check_names(norm, alignment)
     if not teacher:
         raise InputError("the reference has no steps; wanted at least one, since a reward divides by their number")
-    if alignment == "prefix":
-        verdicts, weights = _prefix(student, teacher, judge, problem)
-    else:
-        verdicts, weights = _monotone(student, teacher, judge, problem)
+    verdicts, weights = yield from (_prefix if alignment == "prefix" else _monotone)(student, teacher)
+    return result_of(verdicts, weights, len(student), len(teacher), norm)
+
+
+def result_of(
+    verdicts: Sequence[Verdict], weights: Sequence[float], n_student: int, n_teacher: int, norm: str
+) -> StructureResult:
+    """Verdicts and weights of an alignment to the result."""
     followed = {verdict.teacher for verdict in verdicts if verdict.meta}
-    divisor = {"teacher": len(teacher), "none": 1, "max": max(len(student), len(teacher))}[norm]
+    divisor = {"teacher": n_teacher, "none": 1, "max": max(n_student, n_teacher)}[norm]
     return StructureResult(
         reward=sum(weights) / divisor,
         matched=len(followed),
         weights=tuple(weights),
         verdicts=tuple(verdicts),
-        n_student=len(student),
-        n_teacher=len(teacher),
-        parts_at=next((index for index in range(len(teacher)) if index not in followed), None),
+        n_student=n_student,
+        n_teacher=n_teacher,
+        parts_at=next((index for index in range(n_teacher) if index not in followed), None),
     )
 
 
@@ -103,47 +140,58 @@ def check_names(norm: str, alignment: str) -> None:
             raise ConfigError(f"gsrm.{key}={value!r} is unknown; wanted one of {', '.join(choices)}")
 
 
-def same_meta(teacher: Step, student: Step, judge: Judge, problem: str) -> bool:
-    """Do both choose the same sub-problem next? An empty text agrees with nothing, without a call."""
-    return bool(teacher.meta and student.meta) and judge.same("meta", teacher.meta, student.meta, problem)
+def same_meta(teacher: Step, student: Step) -> Asking[bool]:
+    """Do both choose the same sub-problem next? An empty text agrees with nothing, without a question."""
+    if not (teacher.meta and student.meta):
+        return False
+    (same,) = yield [Question("meta", teacher.meta, student.meta)]
+    return same
 
 
-def compare_solving(teacher: Step, student: Step, judge: Judge, problem: str) -> tuple[bool | None, bool | None]:
-    """Do question and answer agree? None where the teacher gives none."""
+def compare_solving(teacher: Step, student: Step) -> Asking[tuple[bool | None, bool | None]]:
+    """Do question and answer agree? None where the teacher gives none; one that the student lacks disagrees."""
+    questions = [
+        Question(kind, theirs, mine)
+        for kind, theirs, mine in (
+            ("question", teacher.question, student.question),
+            ("answer", teacher.answer, student.answer),
+        )
+        if theirs and mine
+    ]
+    answers = (yield questions) if questions else []
+    found = {question.kind: answer for question, answer in zip(questions, answers)}
+    return (
+        found.get("question", False) if teacher.question else None,
+        found.get("answer", False) if teacher.answer else None,
+    )
 
-    def agrees(kind: str, theirs: str | None, mine: str | None) -> bool | None:
-        if not theirs:
-            return None
-        return bool(mine) and judge.same(kind, theirs, mine or "", problem)
 
-    return agrees("question", teacher.question, student.question), agrees("answer", teacher.answer, student.answer)
-
-
-def _prefix(
-    student: Sequence[Step], teacher: Sequence[Step], judge: Judge, problem: str
-) -> tuple[list[Verdict], list[float]]:
+def _prefix(student: Sequence[Step], teacher: Sequence[Step]) -> Asking[tuple[list[Verdict], list[float]]]:
     verdicts: list[Verdict] = []
     for index, (mine, theirs) in enumerate(zip(student, teacher)):
-        if not same_meta(theirs, mine, judge, problem):
+        if not (yield from same_meta(theirs, mine)):
             verdicts.append(Verdict(index, index, False))
             break
-        verdicts.append(Verdict(index, index, True, *compare_solving(theirs, mine, judge, problem)))
+        verdicts.append(Verdict(index, index, True, *(yield from compare_solving(theirs, mine))))
+    return verdicts, prefix_weights(verdicts, len(student), len(teacher))
+
+
+def prefix_weights(verdicts: Sequence[Verdict], n_student: int, n_teacher: int) -> list[float]:
+    """One for each compared position, 0 after the mismatch."""
     weights = [verdict.weight for verdict in verdicts]
-    return verdicts, weights + [0.0] * (min(len(student), len(teacher)) - len(weights))
+    return weights + [0.0] * (min(n_student, n_teacher) - len(weights))
 
 
-def _monotone(
-    student: Sequence[Step], teacher: Sequence[Step], judge: Judge, problem: str
-) -> tuple[list[Verdict], list[float]]:
-    table = [
-        [
-            Verdict(i, j, True, *compare_solving(theirs, mine, judge, problem))
-            if same_meta(theirs, mine, judge, problem)
-            else Verdict(i, j, False)
-            for j, theirs in enumerate(teacher)
-        ]
-        for i, mine in enumerate(student)
-    ]
+def _monotone(student: Sequence[Step], teacher: Sequence[Step]) -> Asking[tuple[list[Verdict], list[float]]]:
+    table = []
+    for i, mine in enumerate(student):
+        row = []
+        for j, theirs in enumerate(teacher):
+            if (yield from same_meta(theirs, mine)):
+                row.append(Verdict(i, j, True, *(yield from compare_solving(theirs, mine))))
+            else:
+                row.append(Verdict(i, j, False))
+        table.append(row)
     # best[i][j]: largest credit of the first i student steps against the first j teacher steps.
     best = [[0.0] * (len(teacher) + 1) for _ in range(len(student) + 1)]
     for i, row in enumerate(table):

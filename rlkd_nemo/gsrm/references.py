@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +23,7 @@ from rlkd_nemo.types import Step
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 IN_MEMORY = 10_000  # entries a process keeps
+_LOOK_AGAIN_S = 0.05  # at an entry that another process is making
 
 
 class ReferenceStore:
@@ -47,18 +51,67 @@ class ReferenceStore:
         return self._get(
             ["steps", decomposer.version, problem, text],
             make=lambda: decomposer.decompose(problem, text),
-            save=lambda steps: [asdict(step) for step in steps],
+            save=_plain_steps,
             load=_steps_of,
         )
 
     def tree(self, problem: str, references: Sequence[Sequence[Step]], judge: Judge) -> Tree:
         """The references merged, as the judge of this name merges them. Raises what the judge raises."""
         return self._get(
-            ["tree", judge.name, problem, [[asdict(step) for step in steps] for steps in references]],
+            ["tree", judge.name, problem, [_plain_steps(steps) for steps in references]],
             make=lambda: merge(references, judge, problem),
             save=lambda tree: tree,
             load=lambda value: _tree_of(value, references),
         )
+
+    async def steps_from(
+        self, version: str, problem: str, text: str, make: Callable[[], Awaitable[Sequence[Step]]]
+    ) -> list[Step]:
+        """`steps` for a decomposer that takes its time; shares its entries with `steps` of the same version.
+
+        Made once even when several processes want it at once: the others wait for the one that makes it, and one of
+        them takes over if that one dies. Raises what `make` raises, storing nothing.
+        """
+        return await self._get_later(["steps", version, problem, text], make, _plain_steps, _steps_of)
+
+    def has_steps(self, version: str, problem: str, text: str) -> bool:
+        """Is the reference here already, decomposed by this version? A damaged file counts until it is read."""
+        key = hashlib.sha256(json.dumps(["steps", version, problem, text]).encode()).hexdigest()
+        return key in self._seen or (self.directory / key[:2] / f"{key}.json").exists()
+
+    async def tree_from(
+        self, name: str, problem: str, references: Sequence[Sequence[Step]], make: Callable[[], Awaitable[Tree]]
+    ) -> Tree:
+        """`tree` for a judge, of this name, that takes its time."""
+        parts = ["tree", name, problem, [_plain_steps(steps) for steps in references]]
+        return await self._get_later(parts, make, lambda tree: tree, lambda value: _tree_of(value, references))
+
+    async def _get_later(
+        self,
+        parts: list[Any],
+        make: Callable[[], Awaitable[Any]],
+        save: Callable[[Any], Any],
+        load: Callable[[Any], Value],
+    ) -> Value:
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        if key in self._seen:
+            return self._seen[key]  # type: ignore[no-any-return]
+        path = self.directory / key[:2] / f"{key}.json"
+        value = self._read(path, key, load)
+        if value is None:
+            async with _claimed(path.with_suffix(".lock")):
+                value = self._read(path, key, load)  # made by another process meanwhile
+                if value is None:
+                    made = save(await make())
+                    _write(path, json.dumps({"key": key, "kind": parts[0], "by": parts[1], "value": made}))
+                    value = load(made)
+        self._keep(key, value)
+        return value
+
+    def _keep(self, key: str, value: Any) -> None:
+        if len(self._seen) >= IN_MEMORY:
+            self._seen.pop(next(iter(self._seen)))  # the oldest
+        self._seen[key] = value
 
     def _get(
         self,
@@ -74,9 +127,7 @@ class ReferenceStore:
             if value is None:
                 value = make()
                 _write(path, json.dumps({"key": key, "kind": parts[0], "by": parts[1], "value": save(value)}))
-            if len(self._seen) >= IN_MEMORY:
-                self._seen.pop(next(iter(self._seen)))  # the oldest
-            self._seen[key] = value
+            self._keep(key, value)
         return self._seen[key]
 
     def _read(self, path: Path, key: str, load: Callable[[Any], Value]) -> Value | None:
@@ -90,6 +141,33 @@ class ReferenceStore:
         except (ValueError, KeyError, TypeError, RecursionError) as err:
             log.warning("stored reference %s is damaged (%s: %s): it is made anew", path, type(err).__name__, err)
             return None
+
+
+@asynccontextmanager
+async def _claimed(path: Path) -> AsyncIterator[None]:
+    """One process at a time, while it lives: the kernel drops the lock of one that is killed.
+
+    Where the file system has no locks, two may do the same work; entries stay whole, each being written by replacement.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_LOOK_AGAIN_S)
+            except OSError as err:
+                log.warning("%s: no locks there (%s); a reference may be decomposed twice", path.parent, err)
+                break
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _plain_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    return [asdict(step) for step in steps]
 
 
 def _steps_of(value: Any) -> list[Step]:

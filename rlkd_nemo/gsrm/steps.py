@@ -12,7 +12,10 @@ from collections.abc import Sequence
 
 from rlkd_nemo.types import Step
 
-_TAG = re.compile(
+# How a step's fields are named between tags, in their order; the same fields are keys in JSON (gsrm/schema.py).
+LABELS = {"meta": "Meta-reasoning", "question": "Sub-problem", "answer": "Answer"}
+
+TAG = re.compile(
     r"""(?:^[ \t]{0,8}(?:\#{1,6}|>|[-*+])[ \t]{1,8})?   # heading, quote or list item
     (?P<mark>\*{1,3}|_{1,3}|`)?
     \[\s{0,8}
@@ -27,8 +30,8 @@ _TAG = re.compile(
 _OPENING = re.compile("<think>", re.IGNORECASE)
 _CLOSING = re.compile("</think>", re.IGNORECASE)
 # What follows the last step; the closing tag and the end of text are part of the released training targets.
-_TAIL = re.compile(r"(?:[*_`]{0,3}so,? the final answer is|</answer>|<\|endoftext\|>)", re.IGNORECASE)
-_KINDS = ("meta", "question", "answer")
+TAIL = re.compile(r"(?:[*_`]{0,3}so,? the final answer is|</answer>|<\|endoftext\|>)", re.IGNORECASE)
+KINDS = tuple(LABELS)
 
 
 def parse(text: str) -> list[Step]:
@@ -39,25 +42,33 @@ def parse(text: str) -> list[Step]:
     pairs do not shift. The last field ends before "So the final answer is". Never raises.
     Returns: an empty list when the text has no meta tag.
     """
-    text = thinking(text)
-    tags = list(_TAG.finditer(text))
+    return tagged(thinking(text))
+
+
+def tagged(text: str) -> list[Step]:
+    """`parse` without looking for the thinking: the whole text is read."""
+    tags = list(TAG.finditer(text))
     if not any(tag["meta"] for tag in tags):
         return []
     steps: list[dict[str, str]] = []
-    room_from = len(_KINDS)  # first field that the current step still has room for
+    room_from = len(KINDS)  # first field that the current step still has room for
     for tag, following in zip(tags, [*tags[1:], None]):
-        value = text[tag.end() : following.start() if following else len(text)]
-        if following is None:
-            value = _TAIL.split(value, maxsplit=1)[0]
-        value = value.strip()
-        if tag["mark"] and not tag["closed"] and value.endswith(tag["mark"]):
-            value = value.removesuffix(tag["mark"]).strip()  # the whole field was marked
-        kind = next(i for i, name in enumerate(_KINDS) if tag[name])
+        kind, value = field(tag, text[tag.end() : following.start() if following else len(text)], following is None)
         if kind < room_from:
             steps.append({})
-        steps[-1][_KINDS[kind]] = value
+        steps[-1][KINDS[kind]] = value
         room_from = kind + 1
     return [Step(step.get("meta", ""), step.get("question"), step.get("answer")) for step in steps]
+
+
+def field(tag: re.Match[str], value: str, last: bool) -> tuple[int, str]:
+    """Index in KINDS and clean value of a match of TAG and the text between it and the next one."""
+    if last:
+        value = TAIL.split(value, maxsplit=1)[0]
+    value = value.strip()
+    if tag["mark"] and not tag["closed"] and value.endswith(tag["mark"]):
+        value = value.removesuffix(tag["mark"]).strip()  # the whole field was marked
+    return next(i for i, name in enumerate(KINDS) if tag[name]), value
 
 
 def format(steps: Sequence[Step]) -> str:
@@ -67,11 +78,11 @@ def format(steps: Sequence[Step]) -> str:
     """
     blocks = []
     for number, step in enumerate(steps, start=1):
-        lines = [f"[Meta-reasoning {number}]: {step.meta}"]
+        lines = [f"[{LABELS['meta']} {number}]: {step.meta}"]
         if step.question is not None:
-            lines.append(f"[Sub-problem {number}]: {step.question}")
+            lines.append(f"[{LABELS['question']} {number}]: {step.question}")
         if step.answer is not None:
-            lines.append(f"[Answer {number}]: {step.answer}")
+            lines.append(f"[{LABELS['answer']} {number}]: {step.answer}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlkd_nemo.errors import ConfigError, InputError
-from rlkd_nemo.gsrm.alignment import StructureResult, Verdict, compare_solving, same_meta
+from rlkd_nemo.gsrm.alignment import Asking, StructureResult, Verdict, answered, compare_solving, same_meta
 from rlkd_nemo.interfaces import Judge
 from rlkd_nemo.types import Step
 
@@ -21,6 +21,11 @@ def merge(references: Sequence[Sequence[Step]], judge: Judge, problem: str = "")
 
     Raises: InputError for a reference without steps; what the judge raises.
     """
+    return answered(merging(references), judge, problem)
+
+
+def merging(references: Sequence[Sequence[Step]]) -> Asking[Tree]:
+    """`merge` without a judge."""
     if not references or not all(references):
         raise InputError("a tree of references wants at least one, each with steps")
     first_step: list[Step] = []  # the step that made each node speaks for it
@@ -30,7 +35,7 @@ def merge(references: Sequence[Sequence[Step]], judge: Judge, problem: str = "")
         node, path = -1, []
         for step in steps:
             for child in children.setdefault(node, []):
-                if same_meta(first_step[child], step, judge, problem):
+                if (yield from same_meta(first_step[child], step)):
                     break
             else:
                 child = len(first_step)
@@ -59,6 +64,13 @@ def tree_reward(
     Returns: the result, and the index of the reference that it divides by.
     Raises: ConfigError for another norm; what the judge raises.
     """
+    return answered(asking(student, references, tree, norm), judge, problem)
+
+
+def asking(
+    student: Sequence[Step], references: Sequence[Sequence[Step]], tree: Tree, norm: str = "teacher"
+) -> Asking[tuple[StructureResult, int]]:
+    """`tree_reward` without a judge."""
     if norm not in ("teacher", "none"):
         raise ConfigError(f"gsrm.norm={norm!r} compares with one reference, a tree has several; wanted teacher or none")
     through = list(range(len(references)))  # references that go through the current node
@@ -67,11 +79,11 @@ def tree_reward(
         children = dict.fromkeys(tree[r][depth] for r in through if depth < len(references[r]))
         for child in children:
             sharing = [r for r in through if depth < len(references[r]) and tree[r][depth] == child]
-            if same_meta(references[sharing[0]][depth], mine, judge, problem):
+            if (yield from same_meta(references[sharing[0]][depth], mine)):
                 distinct = dict.fromkeys(references[r][depth] for r in sharing)
-                options = [
-                    Verdict(depth, depth, True, *compare_solving(theirs, mine, judge, problem)) for theirs in distinct
-                ]
+                options = []
+                for theirs in distinct:
+                    options.append(Verdict(depth, depth, True, *(yield from compare_solving(theirs, mine))))
                 verdicts.append(max(options, key=lambda verdict: verdict.weight))
                 through = sharing
                 break

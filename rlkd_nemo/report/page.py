@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rlkd_nemo.gsrm.audit import ALARMS
 from rlkd_nemo.report import metrics
 from rlkd_nemo.report.examples import examples
 from rlkd_nemo.report.files import dumps, write_atomically
@@ -56,6 +57,7 @@ def write_report(
         measures=measures(summary),
         facts=facts(summary),
         tables=tables(summary),
+        alarms=alarms(lines),
         sections=_sections(drawn),
         several=runs is not None,
         examples={
@@ -108,6 +110,24 @@ def measures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         closed = change / gap if change is not None and gap > 0.01 else None
         cards.append({"title": title, "rows": rows, "change": change, "closed": closed})
     return cards
+
+
+def alarms(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Measures of the audit with their bounds: the newest value, and the first step at which it was outside."""
+    rows = []
+    for run, lines in runs.items():
+        for alarm in ALARMS:
+            seen = [(line["step"], line[alarm.metric]) for line in lines if line.get(alarm.metric) is not None]
+            if seen:
+                rang = [step for step, value in seen if alarm.rings(value)]
+                rows.append(
+                    {
+                        "run": run, "name": _name(alarm.metric.replace("/", " ")), "bounds": alarm.bounds,
+                        "value": float(seen[-1][1]), "first": rang[0] if rang else None, "times": len(rang),
+                        "now": alarm.rings(seen[-1][1]), "says": alarm.says,
+                    }
+                )  # fmt: skip
+    return rows
 
 
 def facts(summary: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

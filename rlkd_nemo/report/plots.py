@@ -50,6 +50,10 @@ FAMILIES = (
     Family("Reward", "Failures by type", "reward/failures_.*", "rollouts", absent_is_zero=True),
     Family("Reward", "Rollouts without a reward", "reward/failed_fraction", "share"),
     Family("Reward", "Values a component gave", "reward/.*_count", "rollouts"),
+    Family("Audit", "Canaries: references as responses", "audit/canary_.*", "share of steps", 1.0),
+    Family("Audit", "Verdicts that change with the order", "audit/order_swap_disagreement", "share", 1.0),
+    Family("Audit", "Steps of responses over references", "audit/step_inflation"),
+    Family("Audit", "Probes without an answer", "audit/probes_failed", "probes"),
     Family("Objective", "Loss", "loss/(total|loss|policy_loss|kd_loss)"),
     Family("Objective", "Gradient norm", "loss/grad_norm"),
     Family("Objective", "KL divergence", "loss/kl_.*", "nats a token", note="k3 estimate on sampled tokens."),
@@ -69,7 +73,14 @@ FAMILIES = (
     Family("Time", "Time by stage", "time/(?!step_s$)(rollout|score|log_probs|teach|update|sync|validate|.*)_s", "s"),
     Family("Time", "Whole step", "time/step_s", "s"),
 )  # fmt: skip
-AREAS = {"validation": "Validation", "reward": "Reward", "loss": "Objective", "rollout": "Rollouts", "time": "Time"}
+AREAS = {
+    "validation": "Validation",
+    "reward": "Reward",
+    "audit": "Audit",
+    "loss": "Objective",
+    "rollout": "Rollouts",
+    "time": "Time",
+}
 UNITS = {"_s": "s", "_tokens": "tokens", "_fraction": "share", "_count": "count", "_per_s": "per second"}
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 
 from rlkd_nemo.config.objectives import PolicyObjective
 from rlkd_nemo.config.schema import Config
+from rlkd_nemo.errors import FailureBudgetError
+from rlkd_nemo.gsrm.audit import step_inflation
 from rlkd_nemo.interfaces import Actor, RolloutEngine, Scorer, Task, Teacher
 from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.training import step as steps
@@ -48,6 +50,7 @@ class RLKDTrainer:
         drop_teacher_at: see `step.update_batch`.
         on_step: (step, metrics), after each step, validation included.
         on_rollouts: (step, experience), for the audit.
+        probe: (step, rollouts, scores) to further metrics, before the update; need not be the same on every rank.
         save: (step, metrics, state), when a checkpoint is due.
         stop_requested: consensus over ranks, asked after each step.
     """
@@ -67,6 +70,7 @@ class RLKDTrainer:
         drop_teacher_at: int | None = None,
         on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
         on_rollouts: Callable[[int, steps.Experience], None] = lambda step, experience: None,
+        probe: Callable[[int, Sequence[Rollout], Sequence[Score]], dict[str, float]] = lambda *_: {},
         save: Callable[[int, dict[str, float], dict], None] = lambda step, metrics, state: None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -74,13 +78,18 @@ class RLKDTrainer:
         self.task, self.actor, self.engine, self.scorer = task, actor, engine, scorer
         self.teacher, self.reference, self.drop_teacher_at = teacher, reference, drop_teacher_at
         self.on_step, self.on_rollouts, self.save, self.stop_requested = on_step, on_rollouts, save, stop_requested
+        self.probe = probe
         self.state = TrainerState()
         self._gated = False
         self._patience = _FIRST_STEP
+        self._saved = -1  # the step of the newest checkpoint
         self._clock: dict[str, float] = {}
 
     def fit(self) -> bool:
-        """Train to `trainer.rlkd.max_steps`. Returns False if it was asked to stop (saved by then)."""
+        """Train to `trainer.rlkd.max_steps`. Returns False if it was asked to stop (saved by then).
+
+        Raises: FailureBudgetError when too many rollouts of a step have no reward; the state before it is saved by then.
+        """
         loop = self.cfg.trainer.rlkd
         teacher_gate(self.objective_name, self.objective, self.cfg.gate)
         self.actor.prepare_for_inference()
@@ -88,7 +97,17 @@ class RLKDTrainer:
         if self.state.step == 0 and loop.val_check_interval:
             self.on_step(0, self.validate())
         while self.state.step < loop.max_steps:
-            metrics = self.train_step()
+            before = dataclasses.replace(self.state)
+            try:
+                metrics = self.train_step()
+            except FailureBudgetError:
+                # Every rank has the same scores and comes here. Nothing was learned: the state before the step is kept.
+                self.state = before
+                if self.state.step != self._saved:
+                    self.save(self.state.step, {}, self.state_dict())
+                if self.stop_requested():
+                    return False
+                raise
             last = self.state.step == loop.max_steps
             if loop.val_check_interval and (last or self.state.step % loop.val_check_interval == 0):
                 with self._timed("validate"):
@@ -98,6 +117,7 @@ class RLKDTrainer:
             stop = self.stop_requested()
             if stop or last or (loop.save_interval and self.state.step % loop.save_interval == 0):
                 self.save(self.state.step, metrics, self.state_dict())
+                self._saved = self.state.step
             if stop and not last:
                 return False
         return True
@@ -110,7 +130,8 @@ class RLKDTrainer:
         with self._timed("score"):
             experience = self.advantage(rollouts, scores)
         self.teach(experience)
-        metrics = steps.reward_metrics(experience) | sampling
+        metrics = steps.reward_metrics(experience) | sampling | step_inflation(scores)
+        metrics |= self.probe(self.state.step + 1, rollouts, scores)
         metrics |= self.gate(experience)
         with self._timed("update"):
             metrics |= self.update(experience)
@@ -242,6 +263,7 @@ class RLKDTrainer:
     def load_state_dict(self, state: dict) -> None:
         """From the checkpoint."""
         self.state = TrainerState(**state)
+        self._saved = self.state.step
 
     def _next_problems(self, number: int) -> list[Problem]:
         start = self.state.prompts_taken

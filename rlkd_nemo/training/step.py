@@ -84,6 +84,9 @@ def refuse_too_many_failures(scores: Sequence[Score], max_failed_fraction: float
         if part.failure is not None and part.failure.by_system
     )
     listed = ", ".join(f"{kind} x {count}" for kind, count in kinds.most_common())
+    told = [part.detail.get("error") for score in failed for part in score.components.values() if part.value is None]
+    if any(told):
+        listed += f"; for example: {next(filter(None, told))}"
     raise FailureBudgetError(
         f"{len(failed)} of {len(scores)} rollouts have no reward ({listed}); rlkd.max_failed_fraction allows "
         f"{max_failed_fraction:g}. Nothing was learned from this step; repair the component or raise the limit"

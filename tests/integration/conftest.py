@@ -5,11 +5,16 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.ranks import ROOT
+
+# Without the extra gsrm these cannot be imported; tests/gsrm/service/test_extra.py says so.
+if not all(map(find_spec, ("httpx2", "uvicorn", "starlette"))):
+    collect_ignore = ["test_gsrm_service.py", "test_serve_gsrm.py"]
 
 # Small enough for seconds; the models learn nothing worth having, the paths are all real.
 SMALL = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlkd_nemo.engine.ranks import Ranks
@@ -61,6 +61,8 @@ class EmbeddedRollout:
         self.collector = WeightCollector(inner, ranks, sharded=tensor_model_parallel_size > 1)
         self.decoder: Decoder | None = None
         self.version = -1
+        # Told each batch that this rank has decoded, while others and the rest are still on their way; `build` sets it.
+        self.on_decoded: Callable[[list[Rollout]], None] | None = None
         # A decoding unit is a rank, or a tensor-parallel group; rank 0 of a group speaks for it.
         if self.collector.sharded:
             self.num_units = ranks.pp_size * ranks.dp_size * ranks.cp_size
@@ -115,10 +117,17 @@ class EmbeddedRollout:
             seen[problem.id] += group_size
         mine = share([len(prompt) for prompt in prompts], self.unit, self.num_units)
         work = [(group, sample, number) for group in mine for sample, number in rows[group]]
-        packed = [
-            self._decode(problems, prompts, work[start : start + self.batch_size], stream, temperature, max_new_tokens)
-            for start in range(0, len(work), self.batch_size)
-        ]
+        packed = []
+        for start in range(0, len(work), self.batch_size):
+            part = work[start : start + self.batch_size]
+            packed.append(self._decode(problems, prompts, part, stream, temperature, max_new_tokens))
+            if self.on_decoded is not None and self.speaks:
+                self.on_decoded(
+                    [
+                        self._rollout(problems[g], g, s, prompts[g], ids.tolist(), values.tolist(), temperature)
+                        for (g, s), ids, values in zip(*packed[-1])
+                    ]
+                )
         rollouts: dict[tuple[int, int], Rollout] = {}
         for keys, ids, log_probs in self._exchange(packed):
             for (group, sample), response, values in zip(keys, ids, log_probs):

@@ -1,0 +1,41 @@
+"""math-verify in a process of its own: JSON lines [left, right] in, true or false out.
+
+It wants a main thread (it sets an alarm), and some inputs keep a computer algebra system busy for ever: whoever started
+this process ends it when it takes too long.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main() -> None:
+    """Answers until its input ends; says `ready` when the libraries are loaded."""
+    import logging
+
+    from math_verify import parse, verify
+
+    logging.disable(logging.CRITICAL)
+    out, sys.stdout = sys.stdout, sys.stderr
+
+    def answer(value: object) -> None:
+        out.write(json.dumps(value) + "\n")
+        out.flush()
+
+    def read(text: str) -> list[object]:
+        return list(parse(f"${text.strip().strip('$')}$", parsing_timeout=None))
+
+    answer("ready")
+    for line in sys.stdin:
+        left, right = json.loads(line)
+        try:
+            first, second = read(left), read(right)
+            same = bool(first and second and verify(first, second, timeout_seconds=None))
+        except Exception:  # noqa: BLE001 - whatever the libraries stumble over, the texts are not shown to be equal
+            same = False
+        answer(same)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Endpoints that work, fail, lie and hang, over real HTTP. The endpoint is a stand-in: rules in place of a model."""
+
+import asyncio
+import time
+
+import pytest
+
+from rlkd_nemo.config.schema import Backend
+from rlkd_nemo.errors import BackendTimeout, BackendUnavailable, BadReply, ConfigError
+from rlkd_nemo.gsrm.service import backends, chat
+from rlkd_nemo.gsrm.service.backends import Backends
+from rlkd_nemo.gsrm.service.chat import Choice, JsonSchema, Request
+
+HELLO = Request([{"role": "user", "content": "Say hello."}], 16)
+YES_NO = Request(HELLO.messages, 16, Choice(("yes", "no")))
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(backends, "FIRST_WAIT_S", 0.01)
+
+
+def settings(*servers, **more):
+    urls = [server if isinstance(server, str) else server.url for server in servers]
+    return Backend(**{"urls": urls, "model": "stand-in", "breaker_cool_s": 0.2, **more})
+
+
+async def ask(config, request=HELLO, within=5.0, stream=False, times=1):
+    """Start, ask, close. The reply, or the exception of the last request; and the states at the end."""
+    pool = Backends("judge", config)
+    reply = None
+    try:
+        await pool.start()
+        for _ in range(times):
+            try:
+                if stream:
+                    reply = await pool.stream(request, time.monotonic() + within, lambda text: None)
+                else:
+                    reply = await pool.complete(request, time.monotonic() + within)
+            except (BackendUnavailable, BackendTimeout, BadReply) as err:
+                reply = err
+        return reply, pool.mode, pool.states()
+    finally:
+        await pool.aclose()
+
+
+@pytest.mark.parametrize(
+    ("constrains", "mode"), [(("vllm", "json_schema"), "vllm"), (("json_schema",), "json_schema"), ((), "none")]
+)
+def test_what_an_endpoint_constrains_is_found_out(endpoint, run, constrains, mode):
+    reply, found, (state,) = run(ask(settings(endpoint(constrains=constrains)), YES_NO))
+    assert found == mode and chat.chosen(reply.text, ("yes", "no"), mode) == (None if mode == "none" else "yes")
+    assert state.breaker == "closed" and state.counters["calls"] >= 2 and state.counters["completion_tokens"] > 0
+
+
+def test_an_endpoint_that_ignores_the_constraint_asked_for_is_told(endpoint, run):
+    with pytest.raises(ConfigError, match=r"ignores the constraint vllm .* gsrm.llm.judge.constrain"):
+        run(ask(settings(endpoint(constrains=()), constrain="vllm")))
+
+
+def test_wrong_model_wrong_key_nobody_there(endpoint, run, monkeypatch):
+    server = endpoint(key="secret")
+    with pytest.raises(ConfigError, match="HTTP 401.*api_key_env"):
+        run(ask(settings(server)))
+    with pytest.raises(ConfigError, match="GSRM_KEY is not set"):
+        Backends("judge", settings(server, api_key_env="GSRM_KEY"))
+    monkeypatch.setenv("GSRM_KEY", "secret")
+    assert run(ask(settings(server, api_key_env="GSRM_KEY")))[0].text == "hello"
+    with pytest.raises(ConfigError, match="serves stand-in; wanted gsrm.llm.judge.model=other"):
+        run(ask(settings(endpoint(), model="other")))
+    with pytest.raises(BackendUnavailable, match=r"no judge can be reached \(gsrm.llm.judge.urls\)"):
+        run(ask(settings("http://127.0.0.1:9/v1", connect_timeout_s=1)))
+
+
+FAULTS = [
+    ("fail", BackendUnavailable, "HTTP 500", 3),
+    ("too_many", BackendUnavailable, "HTTP 429", 3),
+    ("reject", BadReply, "HTTP 400", 1),  # 4xx is never tried again
+    ("html", BadReply, "HTML|text/html", 3),
+    ("other_model", BadReply, "another-model", 3),
+    ("hang", BackendTimeout, "in time", 2),
+]
+ONLY_WHOLE = ("truncated", BadReply, "no JSON", 3)
+ONLY_STREAMED = ("broken_stream", BackendUnavailable, "broke off", 1)  # a piece was handed out: the caller decides
+
+
+@pytest.mark.parametrize(
+    ("stream", "fault", "kind", "told", "calls"),
+    [(False, *case) for case in [*FAULTS, ONLY_WHOLE]] + [(True, *case) for case in [*FAULTS, ONLY_STREAMED]],
+)
+def test_every_fault_is_typed(endpoint, run, stream, fault, kind, told, calls):
+    server = endpoint()
+
+    async def scenario():
+        pool = Backends("judge", settings(server, timeout_s=0.3, breaker_failures=9, constrain="none"))
+        await pool.start()
+        server.behaviour.faults[fault] = 1.0
+        request = pool.stream(HELLO, time.monotonic() + 0.55, lambda text: None) if stream else None
+        try:
+            with pytest.raises(kind, match=told):
+                await (request or pool.complete(HELLO, time.monotonic() + 0.55))
+            server.behaviour.faults.clear()
+            assert (await pool.complete(HELLO, time.monotonic() + 5)).text == "hello"
+            return pool.states()[0]
+        finally:
+            await pool.aclose()
+
+    state = run(scenario())
+    assert server.counters[fault] == calls and state.counters["failures"] == calls
+    assert state.counters["retries"] == calls - 1 and state.in_flight == 0
+
+
+def test_failover_and_breaker(endpoint, run):
+    bad, good = endpoint(), endpoint()
+
+    async def scenario():
+        pool = Backends("judge", settings(bad, good, breaker_failures=2, breaker_cool_s=0.3))
+        await pool.start()
+        bad.behaviour.faults["fail"] = 1.0
+        try:
+            for _ in range(6):
+                assert (await pool.complete(HELLO, time.monotonic() + 5)).text == "hello"
+            seen = [[s.breaker for s in pool.states()]]
+            asked = bad.counters["fail"]
+            good.behaviour.faults["fail"] = 1.0
+            with pytest.raises(BackendUnavailable):
+                await pool.complete(HELLO, time.monotonic() + 5)
+            with pytest.raises(BackendUnavailable, match="failed 2 times in a row") as caught:
+                await pool.complete(HELLO, time.monotonic() + 5)
+            seen.append([s.breaker for s in pool.states()])
+            bad.behaviour.faults.clear()
+            await asyncio.sleep(0.35)
+            seen.append([s.breaker for s in pool.states()])
+            assert (await pool.complete(HELLO, time.monotonic() + 5)).text == "hello"
+            return asked, seen, caught.value.retry_after_s, {s.breaker for s in pool.states()}
+        finally:
+            await pool.aclose()
+
+    asked, seen, after, last = run(scenario())
+    assert asked == 2  # then it was left alone
+    assert seen == [["open", "closed"], ["open", "open"], ["half_open", "half_open"]] and 0 < after <= 0.3
+    assert "closed" in last
+
+
+def test_a_cancelled_stream_frees_its_slot_and_is_counted(endpoint, run):
+    server = endpoint(rule=lambda messages, form: "word " * 400, token_s=0.005, constrains=("vllm",), slots=1)
+
+    async def scenario():
+        pool = Backends("judge", settings(server, constrain="vllm"))
+        pool._mode = "vllm"
+        pool._endpoints[0].verified = True
+        got = []
+        task = asyncio.ensure_future(pool.stream(Request(HELLO.messages, 1000), time.monotonic() + 30, got.append))
+        while len(got) < 5:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.1)
+        counted = server.counters["completion_tokens"]
+        await asyncio.sleep(0.1)
+        assert server.counters["completion_tokens"] == counted < 60 and server.counters["cancelled"] == 1
+        state = pool.states()[0]
+        await pool.aclose()
+        return got, state
+
+    got, state = run(scenario())
+    assert state.counters["cancelled"] == 1 and state.breaker == "closed"
+    assert len(got) <= state.counters["completion_tokens"] <= len(got) + 1
+
+
+def test_concurrency_is_bounded(endpoint, run):
+    server = endpoint(first_token_s=0.05)
+
+    async def scenario():
+        pool = Backends("judge", settings(server, max_concurrency=3, constrain="none"))
+        await pool.start()
+        begun = time.monotonic()
+        await asyncio.gather(*(pool.complete(HELLO, begun + 20) for _ in range(12)))
+        await pool.aclose()
+        return time.monotonic() - begun
+
+    assert run(scenario()) >= 0.2  # four rounds of three
+
+
+def test_yes_or_no_is_never_read_by_substring():
+    options = ("yes", "no")
+    for text in ("know", "not", "Yes, both denote", "yes/no cannot decide", "", "yes no", '{"choice": "yes"}'):
+        assert chat.chosen(text, options, "vllm") is chat.chosen(text, options, "none") is None
+    assert chat.chosen(" Yes.\n", options, "none") == "yes" and chat.chosen("Yes", options, "vllm") is None
+    assert chat.chosen('{"choice": "no"}', options, "json_schema") == "no"
+    for text in ('{"choice": "maybe"}', '{"verdict": "yes"}', '"yes"', "yes", '{"choice": ["yes"]}', '{"choice": {}}'):
+        assert chat.chosen(text, options, "json_schema") is None
+
+
+def test_bodies_are_those_of_the_endpoints():
+    schema = JsonSchema("steps", {"type": "object"})
+    vllm = chat.body(Request([], 5, schema), "m", "vllm", stream=True)
+    assert vllm["structured_outputs"] == {"json": {"type": "object"}} and vllm["temperature"] == 0
+    assert vllm["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    openai = chat.body(Request([], 5, YES_NO.constraint), "m", "json_schema", stream=False)
+    assert openai["response_format"]["json_schema"]["schema"]["properties"]["choice"]["enum"] == ["yes", "no"]
+    plain = chat.body(Request([], 5, schema), "m", "none", stream=False)
+    assert set(plain) == {"model", "messages", "max_tokens", "temperature"}
+
+
+def test_a_models_dated_name_is_the_model():
+    reply = b'{"model": "%s", "choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}'
+    assert chat.read(reply % b"gpt-x-2026-01-31", "application/json", "gpt-x").text == "x"
+    with pytest.raises(BadReply, match="gpt-x-mini"):
+        chat.read(reply % b"gpt-x-mini", "application/json", "gpt-x")
