@@ -66,6 +66,8 @@ class Prompts:
             loader=jinja2.DictLoader(files), undefined=jinja2.StrictUndefined, autoescape=False
         )
 
+        self._try_out()
+
     def decomposition(self, problem: str, text: str, domain: str, form: schema.Form) -> Prompt:
         """System turn, each worked example as a turn of its own, and the text to take apart.
 
@@ -107,6 +109,24 @@ class Prompts:
         fenced, word, cut = self._fencer(problem, *texts)
         user = self._render("judge_response_user.jinja", boundary=word, fenced=fenced, problem=problem, pairs=pairs)
         return Prompt(_chat(self._render("judge_response_system.jinja"), user), word, cut)
+
+    def _try_out(self) -> None:
+        """A template that cannot be used, or shows a text outside a fence, is found now rather than in the middle of a run."""
+        marks = {"problem": "\u039e", "text": "\u03a8", "teacher": "\u03a9", "student": "\u03a6"}
+        problem, text, teacher, student = marks.values()
+        pair = {"number": 1, "fields": ["meta"], "teacher": {"meta": teacher}, "student": {"meta": student}}
+        tried = [("decompose_user", self.decomposition(problem, text, domain, "json")) for domain in DOMAINS]
+        tried += [("judge_user", self.question(kind, teacher, student, problem)) for kind in schema.FIELDS]
+        tried.append(("judge_response_user", self.all_questions([pair], problem)))
+        for template, prompt in tried:
+            request = prompt.messages[-1]["content"]
+            for name in ("problem", "text") if template == "decompose_user" else ("problem", "teacher", "student"):
+                fenced = request.count(f"<<<{prompt.boundary}\n{marks[name]}\n{prompt.boundary}>>>")
+                if not fenced or request.count(marks[name]) != fenced:
+                    raise InputError(
+                        f"gsrm.llm.prompts: template {template}.jinja does not show the {name} behind a fence; wanted "
+                        "fenced(...) around it, and nowhere else"
+                    )
 
     def _decompose_user(self, problem: str, text: str) -> Prompt:
         short = problem[: self.max_problem_chars]

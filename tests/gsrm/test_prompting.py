@@ -148,7 +148,12 @@ def test_a_users_template_replaces_ours(tmp_path):
     (tmp_path / "math.examples.json").unlink()
     (tmp_path / "judge_user.jinja").write_text("{{ pupil }}")
     with pytest.raises(InputError, match=r"judge_user.jinja.*pupil"):
-        Prompts(tmp_path).question("meta", "a", "b", "p")
+        Prompts(tmp_path)
+    (tmp_path / "judge_user.jinja").write_text(
+        "{{ boundary }} {{ fenced(problem) }} {{ fenced(teacher) }} {{ student }}"
+    )
+    with pytest.raises(InputError, match=r"judge_user.jinja does not show the student behind a fence"):
+        Prompts(tmp_path)
 
 
 def test_long_texts_are_cut_and_said_to_be():
