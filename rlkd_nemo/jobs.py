@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,29 @@ from rlkd_nemo.engine.start import load_weights, model_from
 from rlkd_nemo.engine.state.checkpoint import save_checkpoint
 from rlkd_nemo.errors import ConfigError, InputError, Preempted
 from rlkd_nemo.interfaces import Task, Tokenizer
+from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.report.metrics import read as read_metrics
 from rlkd_nemo.run_directory import RunDirectory
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
-from rlkd_nemo.training.fit import RLKDTrainer
+from rlkd_nemo.training.fit import FIRST_STEP, RLKDTrainer
 from rlkd_nemo.training.sft import SFTTrainer
 
 log = logging.getLogger(__name__)
+
+
+def _whole_job(cfg: Config, what: str) -> AbstractContextManager[None]:
+    """Bounds what no closer deadline bounds: reading weights, meeting the other ranks, writing reports."""
+    return deadline(cfg.trainer.collective_timeout_s, what)
 
 
 def train_rl(cfg: Config, ranks: Ranks) -> RLKDTrainer:
     """Run or resume an RLKD job in `exp_manager.exp_dir`. Raises Preempted when stopped early (saved)."""
     task, tokens = build.build_task(cfg)
     directory, steps = Path(cfg.exp_manager.exp_dir), cfg.trainer.rlkd.max_steps
-    with RunDirectory(directory, cfg, ranks, tokens, total_steps=steps, description=cfg.name) as run:
+    with (
+        _whole_job(cfg, "training"),
+        RunDirectory(directory, cfg, ranks, tokens, total_steps=steps, description=cfg.name) as run,
+    ):
         return _train_rl(cfg, ranks, task, tokens, run)
 
 
@@ -113,7 +123,10 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
     """Run or resume supervised training on the task's demonstrations. Raises Preempted when stopped early (saved)."""
     task, tokens = build.build_task(cfg)
     steps = cfg.trainer.sft.max_steps
-    with RunDirectory(directory, cfg, ranks, tokens, total_steps=steps, description=description) as run:
+    with (
+        _whole_job(cfg, description),
+        RunDirectory(directory, cfg, ranks, tokens, total_steps=steps, description=description) as run,
+    ):
         return _train_sft(cfg, ranks, task, tokens, run)
 
 
@@ -159,27 +172,28 @@ def evaluate_checkpoint(cfg: Config, ranks: Ranks, path: Path, directory: Path, 
     """mean@k of a checkpoint on the test split, `demo.test_problems` x `demo.test_samples`; a hole is an error."""
     task, tokens = build.build_task(cfg)
     settings = model_from(path, cfg.model)
-    model = build_model(settings, tokens.vocab_size, ranks, cfg.trainer.precision)
-    load_weights(path, model, tokenizer_pieces=tokens.pieces())
-    sampler = build.build_sampler(dataclasses.replace(cfg, model=settings), model, ranks, tokens)
-    sampler.refit(0)
+    with _whole_job(cfg, "loading a model to evaluate"):
+        model = build_model(settings, tokens.vocab_size, ranks, cfg.trainer.precision)
+        load_weights(path, model, tokenizer_pieces=tokens.pieces())
+        sampler = build.build_sampler(dataclasses.replace(cfg, model=settings), model, ranks, tokens)
+        sampler.refit(0)
     return evaluate_sampler(cfg, sampler, build.build_scorer(cfg, task, directory), task, **overrides)
 
 
 def evaluate_sampler(cfg: Config, sampler, scorer, task, *, problems: int | None = None) -> Evaluation:
     """The same for a sampler that already holds weights."""
-    return evaluate(
-        sampler,
-        scorer,
-        task.generate(
-            "test", 0, cfg.data.validation_difficulty or cfg.data.train_difficulty, problems or cfg.demo.test_problems
-        ),
-        samples=cfg.demo.test_samples,
-        temperature=cfg.validation.temperature,
-        max_new_tokens=cfg.validation.max_new_tokens or cfg.rollout.max_new_tokens,
-        seed=1,
-        refuse_failures=True,
-    )
+    difficulty = cfg.data.validation_difficulty or cfg.data.train_difficulty
+    with deadline(FIRST_STEP * cfg.trainer.watchdog_s, "evaluation"):
+        return evaluate(
+            sampler,
+            scorer,
+            task.generate("test", 0, difficulty, problems or cfg.demo.test_problems),
+            samples=cfg.demo.test_samples,
+            temperature=cfg.validation.temperature,
+            max_new_tokens=cfg.validation.max_new_tokens or cfg.rollout.max_new_tokens,
+            seed=1,
+            refuse_failures=True,
+        )
 
 
 def convert(cfg: Config, ranks: Ranks) -> Path:
@@ -194,6 +208,11 @@ def convert(cfg: Config, ranks: Ranks) -> Path:
     source, target = Path(cfg.convert.source), Path(cfg.convert.target)
     if target.exists():
         raise InputError(f"convert.target={target} exists already; name a directory that does not")
+    with _whole_job(cfg, "conversion"):
+        return _convert(cfg, ranks, source, target)
+
+
+def _convert(cfg: Config, ranks: Ranks, source: Path, target: Path) -> Path:
     _, tokens = build.build_task(cfg)
     model = build_model(model_from(source, cfg.model), tokens.vocab_size, ranks, cfg.trainer.precision)
     load_weights(source, model, tokenizer_pieces=tokens.pieces())

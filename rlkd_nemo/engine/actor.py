@@ -21,6 +21,7 @@ from rlkd_nemo.engine.state.offload import StateOffload
 from rlkd_nemo.engine.state.optimizer import build_optimizer, wrap_for_training
 from rlkd_nemo.errors import ConfigError, NonFiniteError
 from rlkd_nemo.interfaces import RolloutEngine
+from rlkd_nemo.lifecycle.watchdog import mark
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.losses.metrics import Metric, merge, pack, summary, unpack
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch
@@ -149,6 +150,7 @@ class RLKDActor:
         self.scheduler.step(1)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if any(bool((row != 0).any()) for row in batch.weights):
+            mark("optimizer")
             self.optimizer.step()
         self.finish_training_step()
         return {**metrics, "loss": loss, "grad_norm": grad_norm, "learning_rate": float(learning_rate)}

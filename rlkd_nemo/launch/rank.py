@@ -6,6 +6,7 @@ message goes to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import json
@@ -76,6 +77,8 @@ def report(code: int, message: str, *, deliberate: bool = False) -> None:
                 f"rank {_rank()}: {message.rstrip()}\n" if "RANK" in os.environ else f"{message.rstrip()}\n"
             )
         return
+    if (Path(folder) / f"{_rank()}.json").exists():
+        return  # the first word is the cause: what fails while this rank is ended follows from it
     words = {"code": code, "message": message, "deliberate": deliberate, "time": time.time()}
     partial = Path(folder) / f"{_rank()}.partial"
     partial.write_text(json.dumps(words))
@@ -87,8 +90,10 @@ def leave_beat(stage: str) -> None:
     folder = os.environ.get(REPORTS)
     if folder:
         partial = Path(folder) / f"{_rank()}{BEAT}.partial"
-        partial.write_text(json.dumps({"stage": stage, "log": log.last_lines()}))
-        partial.replace(Path(folder) / f"{_rank()}{BEAT}")
+        # A full temporary disk costs the last words, not the job.
+        with contextlib.suppress(OSError):
+            partial.write_text(json.dumps({"stage": stage, "log": log.last_lines()}))
+            partial.replace(Path(folder) / f"{_rank()}{BEAT}")
 
 
 def leave(code: int) -> NoReturn:

@@ -11,6 +11,7 @@ long the whole job has been silent.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 2.0
 _ENDED = "ended"
-_PREFIX = "rlkd_nemo/heartbeat"
+# torchrun keeps the store when it starts the ranks again: what an earlier attempt said must not end this one.
+_PREFIX = f"rlkd_nemo/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 class Heartbeat:
@@ -45,10 +47,12 @@ class Heartbeat:
     ) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.silence_s, self.period_s = silence_s, period_s
+        self.linger_s = 2.5 * period_s
         self._beats = 0
         self._job: dict[str, Any] = {}
         now = time.monotonic()
         self._seen: dict[str, tuple[object, float]] = {"job": (None, now), "neighbour": (None, now), "store": (0, now)}
+        self._awake = {"_run": now, "_watch_store": now}
         self._stop = threading.Event()
         # Two: a request to a store whose process is stopped blocks for ever, whatever time-out it was given.
         self._threads = [
@@ -60,7 +64,7 @@ class Heartbeat:
         """Begin; the deadlines of this process count the job's silence from now on."""
         leave_beat(watchdog.progress().what)
         self._write(str(self.rank), self._state(done=False))
-        watchdog.listen(self.job_silence, self.table)
+        watchdog.listen(self)
         for thread in self._threads:
             thread.start()
 
@@ -68,10 +72,10 @@ class Heartbeat:
         """Leave in good order: the neighbour is told not to wait for beats any more. Safe to call twice."""
         if not self._stop.is_set():
             self._stop.set()
-            self._threads[0].join(timeout=self.period_s + 1)
+            self._threads[0].join(timeout=4 * self.period_s + 1)
             watchdog.listen(None)
 
-    def job_silence(self) -> float:
+    def silence(self) -> float:
         """Seconds since any rank made a mark."""
         return time.monotonic() - self._seen["job"][1]
 
@@ -82,13 +86,26 @@ class Heartbeat:
             places.setdefault(what, []).append(str(rank))
         return "; ".join(f"rank {', '.join(ranks)}: {what}" for what, ranks in places.items()) or "not known yet"
 
+    def tell(self, message: str) -> None:
+        """Leave the verdict on the job; without the store nobody hears it."""
+        # On a thread: where the store's process is stopped the request never comes back.
+        teller = threading.Thread(target=self._try_to_write, args=("verdict", {"message": message}), daemon=True)
+        teller.start()
+        teller.join(self.period_s)
+
+    def _try_to_write(self, key: str, value: dict[str, Any]) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._write(key, value)
+
     def _run(self) -> None:
         while not self._stop.wait(self.period_s):
+            self._forgive_sleep("_run")
             self._beat()
         try:
             self._write(str(self.rank), self._state(done=True))
             if self.rank == 0:
                 self._survey()
+                self._wait_for_the_others()
         except RuntimeError:
             log.debug("the store had gone before this rank's last beat")
 
@@ -104,7 +121,7 @@ class Heartbeat:
             return
         self._seen["store"] = (0, time.monotonic())
         if verdict is not None:
-            watchdog.end(f"ends with the others: {verdict['message']}")
+            watchdog.end(f"ends with the others: {verdict['message']}", tell=False)
         if job is not None:
             self._job = job
             self._unchanged("job", (job["marks"], tuple(job["where"])))
@@ -112,12 +129,29 @@ class Heartbeat:
 
     def _watch_store(self) -> None:
         while not self._stop.wait(self.period_s):
+            self._forgive_sleep("_watch_store")
             if not self._over() and self._unchanged("store", 0):
                 silence = self._silence("store")
                 watchdog.end(
                     f"rank 0, which holds the store of the ranks, has not answered for {silence}: "
                     "killed, stopped or cut off"
                 )
+
+    def _wait_for_the_others(self) -> None:
+        """The store goes with rank 0: the others read first that it ended in good order."""
+        until = time.monotonic() + 3 * self.period_s
+        states = [self._read(str(rank)) for rank in range(1, self.size)]
+        while time.monotonic() < until and not all(state is not None and state["done"] for state in states):
+            time.sleep(self.period_s / 10)
+            states = [self._read(str(rank)) for rank in range(1, self.size)]
+
+    def _forgive_sleep(self, thread: str) -> None:
+        """After this process itself was suspended (a suspended job is, whole), nobody is blamed for that time."""
+        now = time.monotonic()
+        if now - self._awake[thread] > self.period_s + self.silence_s / 2:
+            self._seen = {name: (value, now) for name, (value, _) in self._seen.items()}
+            watchdog.mark("awake again")
+        self._awake[thread] = now
 
     def _hear(self, neighbour: dict[str, Any] | None) -> None:
         other = (self.rank + 1) % self.size
@@ -129,7 +163,6 @@ class Heartbeat:
                 place = f"process {neighbour['process']}, last in {neighbour['what']}"
             silence = self._silence("neighbour")
             message = f"rank {other} ({place}) has given no sign of life for {silence}: killed, stopped or cut off"
-            self._write("verdict", {"message": message})
             watchdog.end(message)
 
     def _survey(self) -> None:

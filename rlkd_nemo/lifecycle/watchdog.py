@@ -15,9 +15,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Protocol
 
 from rlkd_nemo import log
 from rlkd_nemo.errors import EXIT_ERROR
@@ -34,6 +34,21 @@ class Progress(NamedTuple):
     what: str
 
 
+class Job(Protocol):
+    """The other ranks, as far as this one hears of them."""
+
+    linger_s: float  # so long they need to hear a verdict
+
+    def silence(self) -> float:
+        """Seconds since any rank made a mark."""
+
+    def table(self) -> str:
+        """Where the ranks are."""
+
+    def tell(self, message: str) -> None:
+        """Leave a verdict, so that each rank shows its stacks before it ends."""
+
+
 class _Watch:
     """One deadline in force."""
 
@@ -45,9 +60,11 @@ class _Watch:
 
 
 _watches: list[_Watch] = []
+# Timers come back on threads of their own, and faulthandler has one timer for all deadlines.
+_lock = threading.RLock()
 _progress = Progress(0, time.monotonic(), "")
-# Silence of the whole job in seconds and where its ranks are, where a heartbeat knows (`listen`).
-_job: tuple[Callable[[], float], Callable[[], str]] | None = None
+# What a heartbeat knows of the other ranks (`listen`).
+_job: Job | None = None
 
 
 def mark(what: str) -> None:
@@ -62,10 +79,10 @@ def progress() -> Progress:
     return _progress._replace(what=f"{phase}: {_progress.what}" if _progress.what else phase)
 
 
-def listen(silence: Callable[[], float] | None, table: Callable[[], str] | None = None) -> None:
+def listen(job: Job | None) -> None:
     """From now on deadlines count the silence of the job instead of this process's; None: as before."""
     global _job
-    _job = None if silence is None or table is None else (silence, table)
+    _job = job
 
 
 @contextmanager
@@ -75,17 +92,19 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
     Deadlines nest; each names its own phase. The exit code is 1: the launcher ends the other ranks.
     """
     watch = _Watch(seconds, what)
-    _watches.append(watch)
     mark("")  # entering a phase is progress too
-    _start(watch, seconds)
+    with _lock:
+        _watches.append(watch)
+        _start(watch, seconds)
     try:
         yield
     finally:
-        _watches.remove(watch)
-        if watch.timer is not None:
-            watch.timer.cancel()
         mark("")
-        _arm()
+        with _lock:
+            _watches.remove(watch)
+            if watch.timer is not None:
+                watch.timer.cancel()
+            _arm()
 
 
 def _start(watch: _Watch, seconds: float) -> None:
@@ -106,25 +125,32 @@ def _arm() -> None:
 
 
 def _check(watch: _Watch) -> None:
-    if watch not in _watches:
-        return
-    silence = time.monotonic() - max(watch.started, _progress.at)
-    if _job is not None:
-        silence = min(silence, _job[0]())
-    left = watch.seconds - silence
-    if left > 0:
-        _start(watch, max(left, 0.01))
-        return
+    with _lock:
+        if watch not in _watches:
+            return
+        silence = time.monotonic() - max(watch.started, _progress.at)
+        if _job is not None:
+            silence = min(silence, _job.silence())
+        left = watch.seconds - silence
+        if left > 0:
+            _start(watch, max(left, 0.01))
+            return
     last = f" (the last was {_progress.what!r})" if _progress.what else ""
-    where = f" Where the ranks are: {_job[1]()}." if _job is not None else ""
+    where = f" Where the ranks are: {_job.table()}." if _job is not None else ""
     end(
         f"{watch.what} took longer than {watch.seconds:g} s without a sign of progress{last}; another rank may be gone."
         f"{where} The stacks of all threads follow; raise trainer.watchdog_s if it only needs more time"
     )
 
 
-def end(message: str) -> NoReturn:
-    """End this process with code 1: `message`, its last log lines and all stacks on stderr, the message reported."""
+def end(message: str, *, tell: bool = True) -> NoReturn:
+    """End this process with code 1: `message`, its last log lines and all stacks on stderr, the message reported.
+
+    Args: tell: the other ranks are told first, and given the time to show their stacks before this one's end hits them.
+    """
+    job = _job if tell else None
+    if job is not None:
+        job.tell(message)
     message = f"rank {os.environ.get('RANK', '0')}: {message}"
     stderr = sys.__stderr__
     if stderr is not None:
@@ -133,5 +159,9 @@ def end(message: str) -> NoReturn:
         stderr.flush()
         faulthandler.dump_traceback(file=stderr, all_threads=True)
         stderr.flush()
-    rank.report(EXIT_ERROR, message, deliberate=True)
-    os._exit(EXIT_ERROR)
+    try:
+        rank.report(EXIT_ERROR, message, deliberate=True)
+        if job is not None:
+            time.sleep(job.linger_s)
+    finally:  # a full disk must not keep the process
+        os._exit(EXIT_ERROR)

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from rlkd_nemo.lifecycle.watchdog import mark
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -21,6 +23,7 @@ def map_shared(function: Callable[[list[Item]], list[Result]], items: Sequence[I
     """`function(items)`, one result an item, every rank doing each world-size-th item. Same result on every rank."""
     rank, size = world()
     mine = function(list(items[rank::size]))
+    mark(f"its share of {len(items)}")
     if size == 1:
         return mine
     parts: list = [None] * size

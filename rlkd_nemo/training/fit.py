@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 
 from rlkd_nemo.config.objectives import PolicyObjective
@@ -24,7 +24,7 @@ from rlkd_nemo.types import Problem, Rollout, Score
 log = logging.getLogger(__name__)
 
 # A process's first step builds kernels and connections: its stages may be silent so many times longer.
-_FIRST_STEP = 10
+FIRST_STEP = 10
 
 
 @dataclass
@@ -81,7 +81,7 @@ class RLKDTrainer:
         self.probe = probe
         self.state = TrainerState()
         self._gated = False
-        self._patience = _FIRST_STEP
+        self._patience = FIRST_STEP
         self._saved = -1  # the step of the newest checkpoint
         self._clock: dict[str, float] = {}
 
@@ -91,11 +91,13 @@ class RLKDTrainer:
         Raises: FailureBudgetError when too many rollouts of a step have no reward; the state before it is saved by then.
         """
         loop = self.cfg.trainer.rlkd
-        teacher_gate(self.objective_name, self.objective, self.cfg.gate)
-        self.actor.prepare_for_inference()
-        self.sync()
+        with self._bounded("start"):
+            teacher_gate(self.objective_name, self.objective, self.cfg.gate)
+            self.actor.prepare_for_inference()
+            self.sync()
         if self.state.step == 0 and loop.val_check_interval:
-            self.on_step(0, self.validate())
+            with self._bounded("first validation"):
+                self.on_step(0, self.validate())
         while self.state.step < loop.max_steps:
             before = dataclasses.replace(self.state)
             try:
@@ -113,8 +115,9 @@ class RLKDTrainer:
                 with self._timed("validate"):
                     metrics |= self.validate()
             metrics |= self._take_times()
-            self.on_step(self.state.step, metrics)
-            stop = self.stop_requested()
+            with self._bounded(f"end of step {self.state.step}"):
+                self.on_step(self.state.step, metrics)
+                stop = self.stop_requested()
             if stop or last or (loop.save_interval and self.state.step % loop.save_interval == 0):
                 self.save(self.state.step, metrics, self.state_dict())
                 self._saved = self.state.step
@@ -286,12 +289,15 @@ class RLKDTrainer:
         self.state.rollout_tokens += sum(len(r.response_ids) for r in rollouts)
         return rollouts, scores
 
+    def _bounded(self, what: str) -> AbstractContextManager[None]:
+        return deadline(self._patience * self.cfg.trainer.watchdog_s, what)
+
     @contextmanager
     def _timed(self, stage: str, minus: str | None = None):
         """Add to `time/<stage>_s`; a stage inside another is taken off it."""
         started = time.perf_counter()
         try:
-            with deadline(self._patience * self.cfg.trainer.watchdog_s, f"{stage} of step {self.state.step + 1}"):
+            with self._bounded(f"{stage} of step {self.state.step + 1}"):
                 yield
         finally:
             spent = time.perf_counter() - started

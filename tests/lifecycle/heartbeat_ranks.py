@@ -29,6 +29,14 @@ def main(arguments):
     log.configure("test", me, "DEBUG")
     log.logging.getLogger("rlkd_nemo.test").info("both ranks are there")
     dist.all_reduce(torch.ones(1))
+    if how == "suspended":  # the whole job, for longer than a rank may be silent
+        (folder / f"ready-{me}").write_text("")
+        with deadline(30, "update of step 3"):
+            time.sleep(12)  # of which 6 s are spent stopped
+            dist.all_reduce(torch.ones(1))
+        print("DONE", flush=True)
+        close_ranks()
+        return
     if how == "slow":  # rank 1 works for longer than the deadline, but gets on
         with deadline(1.5, "rollout of step 2"):
             for token in range(12 if me == 1 else 0):

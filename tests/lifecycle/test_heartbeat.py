@@ -1,6 +1,7 @@
 """A rank that stops, loops or waits for what never comes: the job ends soon, says who and where, and leaves nothing."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,3 +65,35 @@ def test_waiting_for_a_rank_that_gets_on_is_no_hang(tmp_path):
     done, _ = run("slow", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("DONE") == 2
+
+
+def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, str(SCRIPT), "suspended", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    pids = [int(path.read_text()) for path in tmp_path.glob("pid-*")]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in pids:
+            os.kill(pid, number)
+        time.sleep(6 if number == signal.SIGSTOP else 0)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.count("DONE") == 2
+
+
+def test_what_an_earlier_attempt_said_does_not_end_this_one():
+    # torchrun keeps its store when it starts the ranks again, and counts the attempts.
+    code = "from rlkd_nemo.lifecycle import heartbeat; print(heartbeat._PREFIX)"
+    prefixes = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RESTART_COUNT": n},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for n in ("0", "1")
+    }  # fmt: skip
+    assert len(prefixes) == 2

@@ -1,5 +1,7 @@
 """Too many rollouts without a reward: the loop stops, learns nothing from the step, and keeps the state before it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from rlkd_nemo.errors import FailureBudgetError
@@ -16,6 +18,7 @@ def stopped(monkeypatch, *, failing_at, asked_to_stop=False, saved_before=None):
     saves = []
     made.save = lambda step, metrics, state: saves.append((step, dict(state)))
     made.stop_requested = lambda: asked_to_stop and len(saves) > 0
+    made.actor = SimpleNamespace(prepare_for_inference=lambda: None)
     for name in ("teach", "sync"):
         monkeypatch.setattr(made, name, lambda *_: None)
     monkeypatch.setattr(made, "gate", lambda experience: {})

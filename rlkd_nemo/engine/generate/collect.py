@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from rlkd_nemo.engine.generate.weights import DecoderWeights, LayerWeights, interleaved, interleaved_qkv
 from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.lifecycle.watchdog import mark
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class WeightCollector:
         if not self.stages:
             self._exchange_shapes(mine)
         for stage, bucket in self._buckets():
+            mark(f"weights of stage {stage}")
             for name, shards, size in self._travel(stage, bucket, mine):
                 self._store(name, shards)
                 received += size

@@ -10,6 +10,7 @@ import torch.nn.functional as functional
 
 from rlkd_nemo.engine.generate.cache import KVCache
 from rlkd_nemo.engine.generate.weights import DecoderWeights, LayerWeights
+from rlkd_nemo.lifecycle.watchdog import mark
 
 # Tokens of prompts that pass through the layers at once.
 _PREFILL_TOKENS = 8192
@@ -53,6 +54,7 @@ class Decoder:
         last = []
         first_prompt = first_row = 0
         while first_prompt < len(prompts):
+            mark(f"prompt {first_prompt + 1} of {len(prompts)}")
             width = len(prompts[first_prompt])
             end_prompt = min(len(prompts), first_prompt + max(1, _PREFILL_TOKENS // width))
             end_row = first_row + sum(groups[first_prompt:end_prompt])

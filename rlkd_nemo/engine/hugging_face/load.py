@@ -16,6 +16,7 @@ from rlkd_nemo.engine.hugging_face.files import TensorFiles
 from rlkd_nemo.engine.hugging_face.tensors import DERIVED, EMBEDDING, OUTPUT, pieces, whole_shapes
 from rlkd_nemo.engine.state.meta import architecture_of
 from rlkd_nemo.errors import InputError, RlkdError
+from rlkd_nemo.lifecycle.watchdog import mark
 from rlkd_nemo.tokenizer import HuggingFaceTokenizer
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def _fill(files: TensorFiles, target: Any) -> None:
     rank, vocab_size = target.ranks.tp_rank, target.vocab_size
     covered = 0
     for piece in pieces(target.hidden_model):
+        mark(f"reading {piece.name}")
         view = piece.view
         if piece.dim is None:
             value = files.read(piece.name)
