@@ -51,8 +51,9 @@ $(STAMP): setup.py pyproject.toml $(wildcard constraints/*.txt)
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
+# Two workers: most tests wait for processes to start. A file stays on one worker, whose fixtures its tests share.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 venv-vllm: $(VLLM)/.installed
 

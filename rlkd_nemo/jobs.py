@@ -58,6 +58,7 @@ def _train_rl(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: Run
         total_updates=loop.max_steps * cfg.rlkd.updates_per_batch * cfg.rlkd.epochs,
         gradient_clip_val=loop.gradient_clip_val,
     )
+    run.data = getattr(task, "fingerprint", None)
     state = run.resume(actor)
     if state is None and cfg.model.restore_from_path:
         load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())
@@ -135,6 +136,7 @@ def _train_sft(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: Ru
     actor = build.build_actor(
         cfg, ranks, tokens, total_updates=loop.max_steps, gradient_clip_val=loop.gradient_clip_val
     )
+    run.data = getattr(task, "fingerprint", None)
     state = run.resume(actor)
     if state is None and cfg.model.restore_from_path:
         load_weights(cfg.model.restore_from_path, actor, tokenizer_pieces=tokens.pieces())

@@ -133,6 +133,11 @@ def _flat(cfg: Config) -> Config:
     flat = copy.deepcopy(cfg)
     flat.model.tensor_model_parallel_size = flat.model.pipeline_model_parallel_size = 1
     flat.model.sequence_parallel = False
+    flat.model.virtual_pipeline_model_parallel_size = None
+    for budget in ("micro_batch_tokens", "forward_micro_batch_tokens"):  # of each context-parallel rank
+        tokens = getattr(flat.model, budget)
+        if tokens is not None:
+            setattr(flat.model, budget, tokens * flat.model.context_parallel_size)
     flat.model.context_parallel_size = flat.rollout.tensor_model_parallel_size = 1
     return flat
 

@@ -57,6 +57,7 @@ class RunDirectory:
     ) -> None:
         self.path, self.cfg, self.ranks, self.tokens = directory, cfg, ranks, tokens
         self.checkpoints = directory / "checkpoints"
+        self.data: str | None = None  # fingerprint of the task's problems, where they come from a file
         self.total_steps, self.description = total_steps, description
         self.metrics: MetricsLog | None = None
         self.audit: RolloutAudit | None = None
@@ -123,6 +124,7 @@ class RunDirectory:
                     log.error("DAMAGED CHECKPOINT, trying the one before it: %s. Kept as %s", err, kept)
                     skipped.append({"skipped_checkpoint": path.name, "kept_as": kept, "why": str(err)})
                 continue
+            self._refuse_other_data(path, extra)
             log.info("resumed from %s", path)
             self._record({"resumed_from": path.name, "skipped": skipped})
             return extra
@@ -131,6 +133,15 @@ class RunDirectory:
             f"no checkpoint in {self.checkpoints} is whole: all of them are kept as *{retention.DAMAGED}. Mend one and "
             "give it its name back, or set exp_manager.resume_if_exists=false to start anew"
         )
+
+    def _refuse_other_data(self, path: Path, extra: dict[str, Any]) -> None:
+        """The same settings may stand for other problems now: a prompt file that was edited."""
+        was = extra.pop("data", self.data)  # older checkpoints did not say
+        if was != self.data:
+            raise ConfigError(
+                f"{path} was trained on other problems: their fingerprint was {was}, now it is {self.data} (task.path). "
+                "Going on would change the order of the data; bring the file back, or start anew in another directory"
+            )
 
     def _record(self, entry: Mapping[str, Any]) -> None:
         if self.ranks.is_main:
@@ -192,7 +203,11 @@ class RunDirectory:
         kept = self.cfg.exp_manager.checkpoint_callback_params
         self._collect()
         started = time.monotonic()
-        known = {"extra": extra, "tokenizer_pieces": self.tokens.pieces(), "metric": metrics.get(kept.monitor)}
+        known = {
+            "extra": {**extra, "data": self.data},
+            "tokenizer_pieces": self.tokens.pieces(),
+            "metric": metrics.get(kept.monitor),
+        }
         with deadline(self.cfg.trainer.collective_timeout_s, f"save of step {step}"):
             if kept.async_save:
                 self._background = self._background or Background()
@@ -244,7 +259,12 @@ class RunDirectory:
 
 # Settings that a resumed run may change: they move neither the data nor the objective.
 _FREE = (
-    "name", "trainer.", "exp_manager.", "validation.", "gate.", "demo.", "convert.", "model.tensor_model_parallel_size",
+    "name", "exp_manager.", "validation.", "gate.", "demo.", "convert.",
+    "trainer.num_nodes", "trainer.devices", "trainer.accelerator", "trainer.watchdog_s", "trainer.heartbeat_s",
+    "trainer.collective_timeout_s", "trainer.rlkd.max_steps", "trainer.rlkd.save_interval",
+    "trainer.rlkd.val_check_interval", "trainer.sft.max_steps", "trainer.sft.save_interval",
+    "model.tensor_model_parallel_size", "model.sequence_parallel", "model.virtual_pipeline_model_parallel_size",
+    "model.activations_checkpoint_",
     "model.pipeline_model_parallel_size", "model.micro_batch_", "model.forward_micro_batch_",
     "model.context_parallel_size", "model.packed_sequences", "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size",
     "rollout.tensor_model_parallel_size",

@@ -1,9 +1,16 @@
 """Which settings a resumed run may find changed."""
 
+import json
+
+import pytest
 from omegaconf import OmegaConf
 
+from rlkd_nemo import quickstart
 from rlkd_nemo.config.load import load, to_yaml
-from rlkd_nemo.run_directory import changed_settings
+from rlkd_nemo.config.schema import PromptsTask
+from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.run_directory import RunDirectory, changed_settings
+from rlkd_nemo.tasks import prompts
 
 
 def test_settings_that_a_saved_config_does_not_know_had_their_default(tmp_path):
@@ -14,3 +21,39 @@ def test_settings_that_a_saved_config_does_not_know_had_their_default(tmp_path):
     assert changed_settings(tmp_path, cfg) == []
     cfg.model.qk_layernorm, cfg.convert.source = True, "elsewhere"
     assert changed_settings(tmp_path, cfg) == ["model.qk_layernorm: False, now True"]
+
+
+def test_a_resumed_run_may_change_what_only_lays_out_or_spares_memory(tmp_path):
+    cfg = load("rlkd_demo")
+    OmegaConf.save(OmegaConf.create(to_yaml(cfg)), tmp_path / "config.yaml")
+    cfg.model.sequence_parallel, cfg.model.virtual_pipeline_model_parallel_size = True, 2
+    cfg.model.activations_checkpoint_granularity, cfg.trainer.rlkd.max_steps = "full", 99
+    assert changed_settings(tmp_path, cfg) == []
+    cfg.trainer.rlkd.gradient_clip_val = 0.3  # another run
+    (changed,) = changed_settings(tmp_path, cfg)
+    assert changed.startswith("trainer.rlkd.gradient_clip_val: ") and changed.endswith("now 0.3")
+
+
+def test_an_edited_prompt_file_is_other_data(tmp_path):
+    def task(lines):
+        file = tmp_path / "sums.jsonl"
+        file.write_text("".join(json.dumps({"problem": f"{n}+1=", "answer": str(n + 1)}) + "\n" for n in range(lines)))
+        return prompts.build(PromptsTask(path=str(file)))
+
+    assert task(60).fingerprint == task(60).fingerprint != task(61).fingerprint
+    run = object.__new__(RunDirectory)
+    run.data = task(61).fingerprint
+    with pytest.raises(ConfigError, match=f"fingerprint was {task(60).fingerprint}, now it is {run.data}"):
+        run._refuse_other_data(tmp_path, {"step": 1, "data": task(60).fingerprint})
+    extra = {"step": 1, "data": run.data}
+    run._refuse_other_data(tmp_path, extra)
+    assert extra == {"step": 1}  # what the trainer gets back is what it gave
+
+
+def test_supervised_stages_of_the_quickstart_leave_the_layout_behind():
+    cfg = load("quickstart", ["model.context_parallel_size=2", "model.micro_batch_tokens=48"])
+    cfg.model.virtual_pipeline_model_parallel_size = 2
+    flat = quickstart._flat(cfg)
+    assert flat.model.virtual_pipeline_model_parallel_size is None
+    assert flat.model.context_parallel_size == 1 and flat.model.micro_batch_tokens == 96  # one rank holds whole rows
+    assert flat.model.forward_micro_batch_tokens is None

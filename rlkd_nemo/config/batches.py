@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from rlkd_nemo.config.precision import fp8_multiple
 from rlkd_nemo.config.schema import Config
 
 
@@ -20,7 +21,7 @@ def problems(cfg: Config) -> Iterator[str]:
         )
     chunks = 2 * context if context > 1 else 1
     cut = context * (model.tensor_model_parallel_size if model.sequence_parallel else 1)
-    multiple = math.lcm(chunks, max(1, cut))  # tokens of a micro-batch are rounded up to this
+    multiple = math.lcm(chunks, max(1, cut) * fp8_multiple(model))  # tokens of a micro-batch are rounded up to this
     longest = -(-model.encoder_seq_length // multiple) * multiple
     for key in ("micro_batch_tokens", "forward_micro_batch_tokens"):
         budget = getattr(model, key)

@@ -97,7 +97,7 @@ def _optimizer(cfg: Config) -> Iterator[str]:
 
 
 NO_TRANSFORMER_ENGINE = (
-    "model.optim.use_precision_aware_optimizer=true needs Transformer Engine 2.1 or newer, which is not installed here: "
+    "model.optim.use_precision_aware_optimizer=true needs Transformer Engine 2.3 or newer, which is not installed here: "
     "pip install 'rlkd_nemo[fp8]' on a machine with a GPU, or set it to false"
 )
 

@@ -48,6 +48,13 @@ class RunLock:
             self._check(handle)
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(_myself()).encode(), 0)
+        except OSError as err:  # a full disk
+            self.path.unlink(missing_ok=True)  # while it is locked: nobody finds half a record
+            os.close(handle)
+            raise InputError(
+                f"{self.path} cannot be written ({type(err).__name__}: {err.strerror}); make room, or change "
+                "exp_manager.exp_dir"
+            ) from err
         except BaseException:
             os.close(handle)
             raise

@@ -35,6 +35,9 @@ class Prompts:
         self.problems: dict[str, list[Problem]] = {"train": [], "validation": [], "test": []}
         for problem in read(settings):
             self.problems[self._split_of(problem)].append(problem)
+        # Of the problems in their order: what a resumed run must find again.
+        ids = "\n".join(problem.id for split in sorted(self.problems) for problem in self.problems[split])
+        self.fingerprint = hashlib.sha256(ids.encode()).hexdigest()[:16]
 
     def generate(self, split: str, seed: int, difficulty: str, n: int, start: int = 0) -> list[Problem]:
         """Problems start..start+n in an order shuffled by seed; the train split begins anew, reshuffled, at its end.

@@ -98,3 +98,13 @@ def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="nothing can be written"):
         RunLock(tmp_path / "file" / "run").acquire()
+
+
+def test_a_full_disk_is_one_error_and_leaves_no_half_record(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        RunLock(tmp_path).acquire()
+    assert not list(tmp_path.iterdir())
