@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 2.0
 _ENDED = "ended"
+# Even a starved peer has heard a verdict by then; launchers give more before they kill.
+_LINGER_S = 5.0
 # torchrun keeps the store when it starts the ranks again: what an earlier attempt said must not end this one.
 _PREFIX = f"rlkd_nemo/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
@@ -47,7 +49,7 @@ class Heartbeat:
     ) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.silence_s, self.period_s = silence_s, period_s
-        self.linger_s = 2.5 * period_s
+        self.linger_s = max(_LINGER_S, 2.5 * period_s)
         self._beats = 0
         self._job: dict[str, Any] = {}
         now = time.monotonic()

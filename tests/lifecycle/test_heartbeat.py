@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("heartbeat_ranks.py")
-START = "import sys; from rlkd_nemo.launch.local import run_ranks; sys.exit(run_ranks(sys.argv[1], sys.argv[2:], 2, grace_s=3))"
+START = "import sys; from rlkd_nemo.launch.local import run_ranks; sys.exit(run_ranks(sys.argv[1], sys.argv[2:], 2, grace_s=6))"
 pytestmark = pytest.mark.ranks
 
 
