@@ -25,7 +25,7 @@ endif
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
 	@echo 'make test                           every test that this machine can run'
-	@echo 'make test-quick                     no real ranks, no browser: a minute or two'
+	@echo 'make test-quick                     no real ranks, no browser: about 90 seconds'
 	@echo 'make test-vllm                      exports loaded by a real vLLM, in an environment of its own (3.4 GB)'
 	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
 	@echo 'make format                         ruff format, fixable findings'
@@ -71,7 +71,7 @@ test-vllm: $(STAMP) $(VLLM)/.installed
 	OMP_NUM_THREADS=1 RLKD_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)
 
 test-quick: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
