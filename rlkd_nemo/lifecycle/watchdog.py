@@ -152,16 +152,22 @@ def end(message: str, *, tell: bool = True) -> NoReturn:
     if job is not None:
         job.tell(message)
     message = f"rank {os.environ.get('RANK', '0')}: {message}"
-    stderr = sys.__stderr__
-    if stderr is not None:
+    if sys.__stderr__ is not None:
         lines = "".join(f"  {line}\n" for line in log.last_lines())
-        stderr.write(f"{message}\n" + (f"its last log lines:\n{lines}" if lines else ""))
-        stderr.flush()
-        faulthandler.dump_traceback(file=stderr, all_threads=True)
-        stderr.flush()
+        words = f"{message}\n" + (f"its last log lines:\n{lines}" if lines else "")
+        sys.__stderr__.write(words + _stacks())
+        sys.__stderr__.flush()
     try:
         rank.report(EXIT_ERROR, message, deliberate=True)
         if job is not None:
             time.sleep(job.linger_s)
     finally:  # a full disk must not keep the process
         os._exit(EXIT_ERROR)
+
+
+def _stacks() -> str:
+    """The stacks of all threads. In memory: faulthandler writes word by word, and ranks end at the same moment."""
+    with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        return file.read().decode(errors="replace")
