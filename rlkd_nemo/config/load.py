@@ -60,7 +60,9 @@ def load(config_name: str, overrides: Sequence[str] = (), config_dir: str | Path
             raise
         raise ConfigError(f"{directory / config_name}.yaml, or a file it names, is no valid YAML: {error}") from error
     del tree["hydra"]
-    files = {f"{config_name}.yaml": ""} | {f"{group}/{choice}.yaml": group for group, choice in chosen.items()}
+    files = {f"{config_name}.yaml": ""} | {
+        f"{group}/{choice}.yaml": group for group, choice in chosen.items() if choice
+    }
     origins = _origins(files, folders)
     settings = [Setting(s.key, s.value, origins.get(s.key, f"{config_name}.yaml")) for s in flatten(tree, config_name)]
     cfg, problems = fill(settings + values)
@@ -136,9 +138,14 @@ def _origins(files: dict[str, str], folders: list[Path]) -> dict[str, str]:
         if path is None:
             continue
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if path.read_text(encoding="utf-8").startswith(_GLOBAL):
+            package = ""
         if isinstance(tree, dict):
             found |= {s.key: s.origin for s in flatten(tree, name, f"{package}." if package else "")}
     return found
+
+
+_GLOBAL = "# @package _global_"  # a group's file that sets keys of several sections
 
 
 def _first_lines(error: Exception) -> str:
