@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import batches, gsrm_rules, memory, monitor, objectives, precision, ranges, service_rules
+from rlkd_nemo.config import (
+    batches,
+    gsrm_rules,
+    layout_rules,
+    memory,
+    monitor,
+    objectives,
+    precision,
+    ranges,
+    service_rules,
+)
 from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
@@ -28,6 +38,7 @@ def check(cfg: Config) -> list[str]:
         _rewards,
         gsrm_rules.problems,
         service_rules.problems,
+        layout_rules.problems,
         _task,
         monitor.problems,
     )
