@@ -338,6 +338,15 @@ class Label:
 
 
 @dataclass
+class Evaluation:
+    """`examples/evaluate_gsrm.py`: the configured decomposer and judge against labelled rows."""
+
+    data: str = ""  # file of rows (gsrm/dataset.py)
+    held_out: float = 1.0  # share of the problems that are measured: those that a split with this share holds out
+    concurrency: int = 32  # rows in flight
+
+
+@dataclass
 class Gsrm:
     """The structure reward (papers: RLKD section on GSRM)."""
 
@@ -353,6 +362,7 @@ class Gsrm:
     server: GsrmServer = field(default_factory=GsrmServer)
     prefill: Prefill = field(default_factory=Prefill)
     label: Label = field(default_factory=Label)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     token_env: str = "RLKD_GSRM_TOKEN"  # environment variable with the bearer token; unset: none is wanted, or sent
 
 
