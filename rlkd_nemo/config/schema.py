@@ -328,6 +328,25 @@ class Prefill:
 
 
 @dataclass
+class Label:
+    """`examples/label_gsrm_data.py`: training data for a GSRM, by the model of `gsrm.llm.decomposer`."""
+
+    out: str | None = None  # rows as gsrm/dataset.py has them; null: <exp_dir>/gsrm_data.jsonl
+    num_problems: int | None = None  # null: every problem of a prompt file
+    concurrency: int = 32  # texts in flight
+    per_s: float | None = None  # most texts begun in a second, tries after a failure apart; null: no limit
+
+
+@dataclass
+class Evaluation:
+    """`examples/evaluate_gsrm.py`: the configured decomposer and judge against labelled rows."""
+
+    data: str = ""  # file of rows (gsrm/dataset.py)
+    held_out: float = 1.0  # share of the problems that are measured: those that a split with this share holds out
+    concurrency: int = 32  # rows in flight
+
+
+@dataclass
 class Gsrm:
     """The structure reward (papers: RLKD section on GSRM)."""
 
@@ -342,6 +361,8 @@ class Gsrm:
     service: GsrmService = field(default_factory=GsrmService)
     server: GsrmServer = field(default_factory=GsrmServer)
     prefill: Prefill = field(default_factory=Prefill)
+    label: Label = field(default_factory=Label)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     token_env: str = "RLKD_GSRM_TOKEN"  # environment variable with the bearer token; unset: none is wanted, or sent
 
 
