@@ -13,6 +13,7 @@ from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
 
 CONSTRAIN = ("auto", "vllm", "json_schema", "none")
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 DOMAINS = ("math", "code", "science", "puzzle")
 SCHEDULES = ("constant", "linear", "cosine")
 IMAGES = ("trainer", "vllm", "cpu")
@@ -47,6 +48,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gsrm.llm.judge.constrain": CONSTRAIN,
     "layout.trainer.image": IMAGES,
     "layout.gsrm.image": IMAGES,
+    "gsrm.llm.decomposer.limit_field": LIMIT_FIELDS,
+    "gsrm.llm.judge.limit_field": LIMIT_FIELDS,
     "gsrm.server.log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     "rollout.engine": ("embedded",),
     "demo.student_from": ("base", "teacher"),
@@ -76,7 +79,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "gsrm.llm": ("max_problem_chars", "max_text_chars", "max_tokens", "verdicts_in_memory"),
     "gsrm.llm.decomposer": ("max_concurrency", "attempts", "breaker_failures"),
     "gsrm.llm.judge": ("max_concurrency", "attempts", "breaker_failures"),
-    "gsrm.server": ("concurrency", "items_per_request", "body_bytes", "text_chars", "retry_after_s"),
+    "gsrm.server": ("max_connections", "concurrency", "items_per_request", "body_bytes", "text_chars", "retry_after_s"),
     "gsrm.prefill": ("num_problems", "concurrency"),
     "gsrm.label": ("num_problems", "concurrency"),
     "gsrm.evaluation": ("concurrency",),
@@ -128,6 +131,8 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "rlkd.dynamic_sampling": ("max_rounds",),
     "reward": ("outcome", "structure", "format", "tag"),
     "gsrm.llm": ("math_verify_s",),
+    "gsrm.llm.decomposer": ("reasoning_tokens",),
+    "gsrm.llm.judge": ("reasoning_tokens",),
     "gsrm.server": ("port", "queue_items", "cache_bytes", "startup_s"),
     "gsrm.service": ("pause_s", "probe_interval"),
     "layout.trainer": ("gpus_per_node",),

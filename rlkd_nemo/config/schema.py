@@ -254,6 +254,8 @@ class Backend:
     constrain: str = (
         "auto"  # auto: tried at start-up; vllm, json_schema (response_format), none (tags, plain yes or no)
     )
+    limit_field: str = "max_tokens"  # max_completion_tokens: OpenAI's reasoning models, which then get no temperature
+    reasoning_tokens: int = 0  # added to every limit, for a model that thinks before it replies
     max_concurrency: int = 64  # requests in flight at each url
     connect_timeout_s: float = 5.0
     timeout_s: float = 120.0  # for a whole reply; an item's own deadline may be shorter
@@ -287,6 +289,7 @@ class GsrmServer:
 
     host: str = "127.0.0.1"  # an address of other machines' reach wants a token
     port: int = 8700
+    max_connections: int = 4096  # open at once, idle ones too; one more is told 503
     concurrency: int = 64  # items being scored at once
     queue_items: int = 2048  # items that may wait for that; more are refused (429) until there is room
     items_per_request: int = 256
