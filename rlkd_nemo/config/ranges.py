@@ -14,6 +14,7 @@ from rlkd_nemo.config.tree import nearest
 
 CONSTRAIN = ("auto", "vllm", "json_schema", "none")
 DOMAINS = ("math", "code", "science", "puzzle")
+STYLES = ("letters", "prose")
 SCHEDULES = ("constant", "linear", "cosine")
 
 CHOICES: dict[str, tuple[str, ...]] = {

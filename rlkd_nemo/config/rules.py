@@ -277,6 +277,8 @@ def _task(cfg: Config) -> Iterator[str]:
             yield f"task.modulus={cfg.task.modulus} is out of range; wanted a whole number >= 2"
         if cfg.task.num_teacher_paths < 1:
             yield f"task.num_teacher_paths={cfg.task.num_teacher_paths} is out of range; wanted a whole number >= 1"
+        if cfg.task.style not in ranges.STYLES:
+            yield f"task.style={cfg.task.style!r} is unknown; wanted one of {', '.join(ranges.STYLES)}"
     if isinstance(cfg.task, PromptsTask):
         if not cfg.task.path:
             yield "task.path is not set; task=prompts wants a JSON-lines file there"

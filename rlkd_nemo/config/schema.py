@@ -421,6 +421,7 @@ class ExpressionsTask:
 
     modulus: int = 5
     num_teacher_paths: int = 1  # strategies in the reference, the teacher's own first
+    style: str = "letters"  # letters: `c:2*3=1;` a step; prose: the same steps as sentences in several phrasings
 
 
 @dataclass
