@@ -56,6 +56,11 @@ def _schedule(cfg: Config) -> Iterator[str]:
             f"model.optim.sched.warmup_steps={sched.warmup_steps} leaves nothing of {updates} updates of trainer.rlkd or "
             f"{cfg.trainer.sft.max_steps} of trainer.sft; lower it or raise max_steps"
         )
+    if sched.warmup_ratio is not None and sched.warmup_steps:
+        yield (
+            f"model.optim.sched.warmup_ratio={sched.warmup_ratio} and warmup_steps={sched.warmup_steps} both say how long the "
+            "warm-up is; wanted one of them"
+        )
     if sched.min_lr > cfg.model.optim.lr:
         yield f"model.optim.sched.min_lr={sched.min_lr} is above model.optim.lr={cfg.model.optim.lr}; lower it"
 
