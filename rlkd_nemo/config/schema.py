@@ -255,6 +255,8 @@ class Backend:
     constrain: str = (
         "auto"  # auto: tried at start-up; vllm, json_schema (response_format), none (tags, plain yes or no)
     )
+    limit_field: str = "max_tokens"  # max_completion_tokens: OpenAI's reasoning models, which then get no temperature
+    reasoning_tokens: int = 0  # added to every limit, for a model that thinks before it replies
     max_concurrency: int = 64  # requests in flight at each url
     connect_timeout_s: float = 5.0
     timeout_s: float = 120.0  # for a whole reply; an item's own deadline may be shorter
@@ -288,6 +290,7 @@ class GsrmServer:
 
     host: str = "127.0.0.1"  # an address of other machines' reach wants a token
     port: int = 8700
+    max_connections: int = 4096  # open at once, idle ones too; one more is told 503
     concurrency: int = 64  # items being scored at once
     queue_items: int = 2048  # items that may wait for that; more are refused (429) until there is room
     items_per_request: int = 256
@@ -341,6 +344,25 @@ class GsrmTraining:
 
 
 @dataclass
+class Label:
+    """`examples/label_gsrm_data.py`: training data for a GSRM, by the model of `gsrm.llm.decomposer`."""
+
+    out: str | None = None  # rows as gsrm/dataset.py has them; null: <exp_dir>/gsrm_data.jsonl
+    num_problems: int | None = None  # null: every problem of a prompt file
+    concurrency: int = 32  # texts in flight
+    per_s: float | None = None  # most texts begun in a second, tries after a failure apart; null: no limit
+
+
+@dataclass
+class Evaluation:
+    """`examples/evaluate_gsrm.py`: the configured decomposer and judge against labelled rows."""
+
+    data: str = ""  # file of rows (gsrm/dataset.py)
+    held_out: float = 1.0  # share of the problems that are measured: those that a split with this share holds out
+    concurrency: int = 32  # rows in flight
+
+
+@dataclass
 class Gsrm:
     """The structure reward (papers: RLKD section on GSRM)."""
 
@@ -356,6 +378,8 @@ class Gsrm:
     server: GsrmServer = field(default_factory=GsrmServer)
     prefill: Prefill = field(default_factory=Prefill)
     training: GsrmTraining = field(default_factory=GsrmTraining)
+    label: Label = field(default_factory=Label)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     token_env: str = "RLKD_GSRM_TOKEN"  # environment variable with the bearer token; unset: none is wanted, or sent
 
 

@@ -217,8 +217,12 @@ class Backends:
             if not settled:
                 endpoint.breaker.release()
 
+    def _body(self, request: Request, mode: Mode, stream: bool) -> dict[str, Any]:
+        settings = self.settings
+        return chat.body(request, settings.model, mode, stream, settings.limit_field, settings.reasoning_tokens)
+
     async def _post(self, endpoint: _Endpoint, request: Request, mode: Mode | None = None) -> Reply:
-        fields = chat.body(request, self.settings.model, mode or self.mode, stream=False)
+        fields = self._body(request, mode or self.mode, stream=False)
         endpoint.counters["calls"] += 1
         with _network_errors(endpoint.url):
             response = await endpoint.http.post(f"{endpoint.url}/chat/completions", json=fields)
@@ -229,7 +233,7 @@ class Backends:
         return reply
 
     async def _stream(self, endpoint: _Endpoint, request: Request, on_text: Callable[[str], None]) -> Reply:
-        fields = chat.body(request, self.settings.model, self.mode, stream=True)
+        fields = self._body(request, self.mode, stream=True)
         endpoint.counters["calls"] += 1
         reader, text = chat.StreamReader(self.settings.model), []
         try:
