@@ -15,6 +15,7 @@ from rlkd_nemo.config.tree import nearest
 CONSTRAIN = ("auto", "vllm", "json_schema", "none")
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 DOMAINS = ("math", "code", "science", "puzzle")
+STYLES = ("letters", "prose")
 SCHEDULES = ("constant", "linear", "cosine")
 IMAGES = ("trainer", "vllm", "cpu")
 
@@ -42,6 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gsrm.alignment": ("prefix", "monotone"),
     "gsrm.norm": ("teacher", "none", "max"),
     "gsrm.llm.domain": DOMAINS,
+    "gsrm.training.form": ("json", "tags"),
     "gsrm.llm.judging": ("per_pair", "per_response"),
     "gsrm.llm.lazy": ("auto", "on", "off"),
     "gsrm.llm.decomposer.constrain": CONSTRAIN,
@@ -112,6 +114,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
     "gsrm.llm.judge": ("connect_timeout_s", "timeout_s", "breaker_cool_s"),
     "gsrm.server": ("deadline_s", "drain_s"),
     "gsrm.prefill": ("per_s",),
+    "gsrm.training": ("epochs",),
     "gsrm.label": ("per_s",),
     "gsrm.service": ("deadline_s", "backoff_s", "startup_s"),
     "rollout": ("temperature",),
@@ -146,6 +149,8 @@ SHARES: dict[str, tuple[str, ...]] = {
     "data": ("noise",),
     "rlkd": ("max_failed_fraction",),
     "gsrm.llm": ("eager_share",),
+    "gsrm.training": ("held_out",),
+    "model.optim.sched": ("warmup_ratio",),
     "gsrm.evaluation": ("held_out",),
     "demo": ("min_teacher_accuracy",),
     "demo.base": ("noise",),

@@ -77,6 +77,7 @@ class Schedule:
 
     name: str = "constant"  # constant, linear, cosine
     warmup_steps: int = 0
+    warmup_ratio: float | None = None  # share of the decay's updates, in place of warmup_steps
     decay_steps: int | None = None  # null: the whole run
     min_lr: float = 0.0
 
@@ -331,6 +332,18 @@ class Prefill:
 
 
 @dataclass
+class GsrmTraining:
+    """`examples/train_gsrm.py`: supervised training of the GSRM itself, batches as in `data` and `trainer.sft`."""
+
+    data: str = ""  # file of rows (gsrm/dataset.py)
+    held_out: float = 0.0  # share of the problems, by their hash, that is kept for gsrm.evaluation
+    form: str = "json"  # of a decomposition; json: for constrained decoding; tags: for endpoints that offer none
+    epochs: float | None = None  # passes over the rows; null: trainer.sft.max_steps updates
+    drop_longer: bool = False  # leave out, and count, rows longer than model.encoder_seq_length, which is an error else
+    export: str | None = None  # Hugging Face directory for the result; null: <exp_dir>/hf
+
+
+@dataclass
 class Label:
     """`examples/label_gsrm_data.py`: training data for a GSRM, by the model of `gsrm.llm.decomposer`."""
 
@@ -364,6 +377,7 @@ class Gsrm:
     service: GsrmService = field(default_factory=GsrmService)
     server: GsrmServer = field(default_factory=GsrmServer)
     prefill: Prefill = field(default_factory=Prefill)
+    training: GsrmTraining = field(default_factory=GsrmTraining)
     label: Label = field(default_factory=Label)
     evaluation: Evaluation = field(default_factory=Evaluation)
     token_env: str = "RLKD_GSRM_TOKEN"  # environment variable with the bearer token; unset: none is wanted, or sent
@@ -490,6 +504,7 @@ class ExpressionsTask:
 
     modulus: int = 5
     num_teacher_paths: int = 1  # strategies in the reference, the teacher's own first
+    style: str = "letters"  # letters: `c:2*3=1;` a step; prose: the same steps as sentences in several phrasings
 
 
 @dataclass
