@@ -13,7 +13,12 @@ CONF = conf_directory()
 RUNS = sorted(path.stem for path in CONF.glob("*.yaml"))
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
 # What a choice cannot know by itself.
-GIVEN = {"task=prompts": ["task.path=problems.jsonl", "model.tokenizer.library=bytes"]}
+FREE_TEXT = "model.tokenizer.library=bytes"
+GIVEN = {
+    "task=prompts": ["task.path=problems.jsonl", FREE_TEXT],
+    "task=math": ["task.path=problems.jsonl", FREE_TEXT],
+    "task=knights_and_knaves": [FREE_TEXT],
+}
 
 
 @pytest.mark.parametrize("name", RUNS)
