@@ -50,6 +50,32 @@ def test_told_to_stop_it_saves_is_requeued_and_goes_on_to_the_last_digit(submit,
     }
 
 
+def test_from_the_signal_to_the_end_is_a_step_and_a_save(submit, figures, cluster):
+    # Steps long enough to be told from the end of a process.
+    job = submit(SCRIPT, "rlkd.group_size=64", "rlkd.num_prompts=8", "trainer.rlkd.save_interval=1")
+    job.reaches(2)
+    sent = time.time()
+    cluster.run("scancel", "--signal=USR1", "--batch", job.number)
+    known = job.steps()
+    job.until(
+        lambda: not any("train_rlkd" in command for command in cluster.processes().values()), 120, "end of the ranks"
+    )
+    gone = time.time()
+    saves = {path: path.stat().st_mtime for path in (job.directory / "checkpoints").glob("step-*")}
+    saved_at = max(saves.values())
+    rows = _rows(job.directory)
+    assert rows[-1]["step"] <= known + 1 and saved_at > sent
+    figures["one_step_and_a_save"] = {
+        "to_saved_s": round(saved_at - sent, 2),
+        "to_the_end_of_the_ranks_s": round(gone - sent, 2),
+        "longest_step_s": round(max(row["time/step_s"] for row in rows[1:]), 2),
+        "save_s": round(saved_at - rows[-1]["time"], 2),
+        "steps_finished_after_the_signal": rows[-1]["step"] - known,
+    }
+    cluster.run("scancel", job.number)
+    job.ends("CANCELLED")
+
+
 def test_the_end_of_its_time_is_such_a_signal(submit, uninterrupted, cluster):
     # Slurm counts in minutes and may signal up to a minute early: so long a run that the minute ends it.
     job = submit(SCRIPT, "trainer.rlkd.max_steps=400", sbatch=("--time=1", "--signal=B:USR1@20"))
