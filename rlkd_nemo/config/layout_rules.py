@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from rlkd_nemo.config import duration
 from rlkd_nemo.config.schema import Config
@@ -54,6 +55,12 @@ def _gsrm(cfg: Config) -> Iterator[str]:
             yield f"{key}.replicas={model.replicas}, but layout.gsrm.nodes=0 leaves no node for them; change one"
         if getattr(gsrm, role) != "llm":
             yield f"{key}.replicas={model.replicas} would be asked nothing: gsrm.{role}={getattr(gsrm, role)}; wanted llm"
+        urls = getattr(gsrm.llm, role).urls
+        if part.nodes == 1 and sorted(map(_port, urls)) != list(range(model.port, model.port + model.replicas)):
+            yield (
+                f"gsrm.llm.{role}.urls={urls} are not the {model.replicas} copies that {key} starts on ports {model.port} to "
+                f"{model.port + model.replicas - 1}; wanted http://127.0.0.1:<port>/v1 for each of them"
+            )
         if not model.weights:
             yield f"{key}.weights is not set, but {key}.replicas={model.replicas}; wanted what vLLM is to serve"
     if served and part.nodes > 0:
@@ -64,6 +71,13 @@ def _gsrm(cfg: Config) -> Iterator[str]:
                 f"layout.gsrm.nodes={part.nodes} x layout.gsrm.gpus_per_node={part.gpus_per_node} are too few: {err}; raise "
                 "them, or lower replicas or tensor_parallel_size"
             )
+
+
+def _port(url: str) -> int:
+    try:
+        return urlsplit(url).port or 0
+    except ValueError:
+        return 0
 
 
 def _ports(cfg: Config) -> Iterator[str]:

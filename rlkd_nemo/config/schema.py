@@ -481,6 +481,29 @@ class PromptsTask:
 
 
 @dataclass
+class KnightsAndKnavesTask:
+    """Puzzles with one solution; data.train_difficulty and validation_difficulty are numbers of people, 2 to 8."""
+
+    num_teacher_paths: int = 1  # worked paths a puzzle, each beginning with another person where one has to suppose
+    chat_template: str | None = None  # directory whose chat template wraps the question; null: plain text
+
+
+@dataclass
+class MathTask:
+    """Mathematics from public files: JSON lines or one JSON list (tasks/math.py lists the layouts)."""
+
+    path: str = ""
+    validation_path: str | None = None  # file of its own; null: validation_fraction of `path`
+    test_path: str | None = None
+    layout: str = "auto"  # auto: by the keys of the first row; gsm8k, math, answer, openr1, verl
+    validation_fraction: float = 0.02  # by content hash; not read where that split has a file of its own
+    test_fraction: float = 0.02
+    num_teacher_paths: int = 1  # most references a problem that are kept, verified ones first
+    chat_template: str | None = None  # directory whose chat template wraps the problem; null: plain text
+    verify_s: float = 5.0  # for math-verify on one answer, which counts as wrong after that
+
+
+@dataclass
 class Convert:
     """`examples/convert_checkpoint.py`: a Hugging Face directory to a checkpoint, or the other way round."""
 
@@ -489,7 +512,12 @@ class Convert:
     family: str | None = None  # to Hugging Face: a name of engine/model/families; null: the plainest that fits
 
 
-TASKS: dict[str, type] = {"expressions": ExpressionsTask, "prompts": PromptsTask}
+TASKS: dict[str, type] = {
+    "expressions": ExpressionsTask,
+    "knights_and_knaves": KnightsAndKnavesTask,
+    "math": MathTask,
+    "prompts": PromptsTask,
+}
 
 
 @dataclass

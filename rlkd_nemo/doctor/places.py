@@ -26,14 +26,17 @@ def inputs(cfg: Config) -> Iterator[Finding]:
         named["teacher.restore_from_path"] = cfg.teacher.restore_from_path
     if cfg.model.tokenizer.library == "huggingface":
         named["model.tokenizer.type"] = cfg.model.tokenizer.type
-    for key in ("path", "chat_template"):
+    for key in ("path", "validation_path", "test_path", "chat_template"):
         named[f"task.{key}"] = getattr(cfg.task, key, None)
     made_here = Path(cfg.exp_manager.exp_dir).absolute()
+    missing: dict[str, list[str]] = {}
     for key, value in named.items():
         if value and made_here not in Path(value).absolute().parents and not Path(value).exists():
-            yield Finding(
-                f"{key}={value} does not exist; wanted a path that is there (the working folder is {Path.cwd()})"
-            )
+            missing.setdefault(value, []).append(key)
+    for value, keys in missing.items():
+        yield Finding(
+            f"{', '.join(keys)}={value} does not exist; wanted a path that is there, seen from the working folder {Path.cwd()}"
+        )
     for role in ("decomposer", "judge"):
         part = getattr(cfg.layout.gsrm, role)
         # A name on the hub looks like a path too: it is taken for one where its folder is there.

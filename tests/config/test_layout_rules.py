@@ -11,6 +11,8 @@ SERVED = [
     "layout.gsrm.gpus_per_node=4",
     "layout.gsrm.judge.replicas=2",
     "layout.gsrm.judge.weights=models/judge",
+    "layout.gsrm.judge.port=8101",
+    "gsrm.llm.judge.urls=[http://127.0.0.1:8101/v1,http://127.0.0.1:8102/v1]",
 ]
 
 
@@ -36,6 +38,10 @@ def test_a_layout_with_its_own_gsrm_is_fine():
         ([*SERVED, "layout.gsrm.judge.tensor_parallel_size=3"], "judge 2 of 2 finds no node with 3 free GPUs"),
         ([*SERVED, "layout.gsrm.judge.port=8699"], "layout.gsrm.judge.port + 1 = 8700 is taken by gsrm.server.port"),
         ([*SERVED, "layout.gsrm.judge.port=65535"], "layout.gsrm.judge.port + 1 = 65536 is no port"),
+        (
+            [*SERVED, "layout.gsrm.judge.replicas=3"],
+            "are not the 3 copies that layout.gsrm.judge starts on ports 8101 to 8103",
+        ),
         (["layout.trainer.image=docker"], "wanted one of trainer, vllm, cpu"),
     ],
 )
