@@ -6,6 +6,9 @@ set -euo pipefail
 # shellcheck source=slurm/site.sh
 source slurm/site.sh
 
+# The checkout, not the copy of it in an image or an environment.
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+
 # The secret of this job's GSRM server and its clients; one of your own stays.
 RLKD_GSRM_TOKEN=${RLKD_GSRM_TOKEN:-$(head -c 32 /dev/urandom | base64)}
 export RLKD_GSRM_TOKEN
@@ -152,7 +155,7 @@ rlkd_job() {
   trap 'exit 143' TERM
   trap rlkd_on_usr1 USR1
 
-  rlkd_tool examples/doctor.py "${arguments[@]}"
+  rlkd_tool -m rlkd_nemo.launch.slurm doctor "$kind" "${arguments[@]}"
   "${rlkd_command[@]}" || exit "$?"
 
   rlkd_end_time

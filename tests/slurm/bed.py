@@ -42,7 +42,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=5,batch_sched_delay=0,bf_interval=5
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 ReturnToService=2
 KillWait=5
 JobCompType=jobcomp/filetxt
@@ -153,9 +153,23 @@ class Bed:
 
     def state(self, job: str) -> str:
         """RUNNING, PENDING, COMPLETED, ... of a job; GONE once the controller has forgotten it."""
-        line = self.run("scontrol", "--oneliner", "show", "job", job, check=False)
-        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        # The leader's line comes first; other components follow.
+        lines = self.run("scontrol", "--oneliner", "show", "job", job, check=False).splitlines()
+        fields = dict(word.split("=", 1) for word in (lines[0].split() if lines else ()) if "=" in word)
         return fields.get("JobState", "GONE")
+
+    def processes(self) -> dict[int, str]:
+        """Every process of a job, wherever it went: pid to command line. Daemons and their step keepers are none."""
+        mark = f"SLURM_CONF={self.work / 'slurm.conf'}\0".encode()
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environment = (folder / "environ").read_bytes()
+                if mark in environment and b"\0SLURM_JOB_ID=" in environment:
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    if command and not command.startswith("slurmstepd"):
+                        found[int(folder.name)] = command
+        return found
 
     def ended(self, job: str, seconds: float = 120) -> str:
         """Wait until a job has ended in any way; its last state."""

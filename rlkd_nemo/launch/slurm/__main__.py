@@ -11,10 +11,17 @@ from pathlib import Path
 from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, RlkdError
 from rlkd_nemo.launch.cli import load_checked, parser
 from rlkd_nemo.launch.slurm.ends import judge
-from rlkd_nemo.launch.slurm.jobs import JOBS, header
+from rlkd_nemo.launch.slurm.jobs import JOBS, header, only
 from rlkd_nemo.launch.slurm.plan import assignments
 from rlkd_nemo.launch.slurm.ready import await_ready
 from rlkd_nemo.launch.slurm.submit import submit
+
+
+def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    # Late: the others need nothing of it.
+    from rlkd_nemo.doctor.run import main as examine
+
+    return examine([*rest, *(f"--component={name}" for name in only(options.kind))])
 
 
 def _header(options: argparse.Namespace, rest: list[str]) -> int:
@@ -54,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(name: str, run: Callable[[argparse.Namespace, list[str]], int], told: str) -> argparse.ArgumentParser:
         found = commands.add_parser(name, help=told, description=told)
-        found.set_defaults(run=run, takes_config=name in ("header", "plan", "submit"))
+        found.set_defaults(run=run, takes_config=name in ("doctor", "header", "plan", "submit"))
         return found
 
     for name, run, told in (
+        ("doctor", _doctor, "examples/doctor.py inside a job of this kind"),
         ("header", _header, "the #SBATCH lines of a kind of job; --config-name and overrides follow"),
         ("plan", _plan, "this attempt as shell assignments; `scontrol --oneliner show node` on stdin"),
     ):

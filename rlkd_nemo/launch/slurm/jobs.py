@@ -48,6 +48,12 @@ class Step:
     image: str
 
 
+def only(kind: str) -> tuple[str, ...]:
+    """The component of which a job of this kind consists, whatever else the layout has; empty: of all of the layout."""
+    job = JOBS[kind]
+    return ("gsrm",) if job.on != "trainer" else () if job.gsrm else ("trainer",)
+
+
 def wanted(kind: str, cfg: Config) -> list[Component]:
     """The components that a job of this kind asks Slurm for; the one with the batch script first.
 

@@ -4,7 +4,7 @@ import pytest
 
 from rlkd_nemo.config.load import load
 from rlkd_nemo.errors import ConfigError
-from rlkd_nemo.launch.slurm.jobs import JOBS, header, steps, time_limit
+from rlkd_nemo.launch.slurm.jobs import JOBS, header, only, steps, time_limit
 
 GPUS = [
     "trainer.num_nodes=2", "trainer.devices=8", "layout.trainer.gpus_per_node=8", "layout.trainer.cpus_per_task=12",
@@ -45,6 +45,12 @@ def test_references_are_decomposed_beside_the_models_without_a_gpu():
     services, work = steps("decompose", load("rlkd_demo", GPUS))
     assert services[0].name == "gsrm" and work.tasks == 1
     assert {"--overlap", "--gpus=0", "--ntasks=1"} <= set(work.options)
+
+
+def test_what_the_doctor_is_to_compare_with_the_allocation():
+    assert {kind: only(kind) for kind in JOBS} == {
+        "train": (), "evaluate": (), "train_sft": ("trainer",), "serve_gsrm": ("gsrm",), "decompose": ("gsrm",),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["serve_gsrm", "decompose"])
