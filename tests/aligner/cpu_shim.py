@@ -137,11 +137,11 @@ def _nemo():
 
     from nemo.collections.nlp.modules.common.megatron import megatron_utils
 
-    megatron_utils.get_megatron_pretrained_bert_models = lambda: []  # reads a name that only Transformer Engine brings
+    megatron_utils.get_megatron_pretrained_bert_models = list  # reads a name that only Transformer Engine brings
 
     from nemo.collections.nlp.models import nlp_model
 
-    nlp_model.get_megatron_pretrained_bert_models = lambda: []
+    nlp_model.get_megatron_pretrained_bert_models = list
 
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from nemo.collections.nlp.models.language_modeling import megatron_gpt_model
