@@ -20,10 +20,11 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv venv-vllm demo test test-quick test-vllm lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
+.PHONY: help venv venv-vllm demo demo-gsrm test test-quick test-vllm lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
+	@echo 'make demo-gsrm                      a GSRM trained here, served by a real vLLM (3.4 GB), rewarding an RLKD run'
 	@echo 'make test                           every test that this machine can run'
 	@echo 'make test-quick                     no real ranks, no browser: about 90 seconds'
 	@echo 'make test-vllm                      exports loaded by a real vLLM, in an environment of its own (3.4 GB)'
@@ -50,6 +51,9 @@ $(STAMP): setup.py pyproject.toml $(wildcard constraints/*.txt)
 
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py $(ARGS)
+
+demo-gsrm: $(STAMP) $(VLLM)/.installed
+	RLKD_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python examples/demo_gsrm.py $(ARGS)
 
 # Two workers: most tests wait for processes to start. A file stays on one worker, whose fixtures its tests share.
 test: $(STAMP)

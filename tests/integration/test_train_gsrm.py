@@ -7,7 +7,7 @@ import pytest
 
 from rlkd_nemo import tasks
 from rlkd_nemo.config.schema import Config, ExpressionsTask
-from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.errors import ConfigError, InputError
 from rlkd_nemo.gsrm import dataset
 from rlkd_nemo.gsrm.prompting import Prompts
 from rlkd_nemo.gsrm.vocabulary import write_tokenizer
@@ -56,9 +56,6 @@ def test_one_pass_over_the_rows_and_an_export_that_a_server_can_load(folder):
     assert asked == "<user>c<assistant>"
     assert json.loads((export / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
-    ended = run_example("train_gsrm", *arguments)
-    assert ended.code == 2 and "exists already" in ended.err and "gsrm.training.export" in ended.err
-
 
 def test_what_is_missing_is_named(tmp_path):
     jobs = pytest.importorskip("rlkd_nemo.jobs")
@@ -66,6 +63,9 @@ def test_what_is_missing_is_named(tmp_path):
     cfg.exp_manager.exp_dir = str(tmp_path)
     with pytest.raises(ConfigError, match=r"gsrm\.training\.data is not set"):
         jobs.train_gsrm(cfg, None)
-    cfg.gsrm.training.data = "rows.jsonl"
+    cfg.gsrm.training.data, cfg.gsrm.training.export = "rows.jsonl", str(tmp_path)
+    with pytest.raises(InputError, match=r"exists already.*gsrm\.training\.export"):
+        jobs.train_gsrm(cfg, None)
+    cfg.gsrm.training.export = None
     with pytest.raises(ConfigError, match="has no chat template"):
         jobs.train_gsrm(cfg, None)
