@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkd_nemo import tasks
-from rlkd_nemo.config.load import to_yaml
+from rlkd_nemo.config.load import load, to_yaml
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.errors import ConfigError, GateError
 from rlkd_nemo.gsrm import dataset
@@ -145,7 +145,8 @@ def _train(cfg: Config, children: Children, examples: Path, directory: Path, pro
     """The exported model; the one that is there already, if it was trained on these rows in this way."""
     run_dir, rows, training = directory / "gsrm", directory / "rows", list(cfg.gsrm_demo.training)
     export, stamp = run_dir / "hf", run_dir / "made_of.json"
-    made_of = {"rows": fingerprint, "config": cfg.gsrm_demo.train_config, "overrides": training}
+    resolved = to_yaml(load(cfg.gsrm_demo.train_config, training))
+    made_of = {"rows": fingerprint, "config": hashlib.sha256(resolved.encode()).hexdigest()[:16]}
     if export.is_dir() and stamp.is_file() and json.loads(stamp.read_text()) == made_of:
         log.info("the GSRM is there already: %s", export)
         return export

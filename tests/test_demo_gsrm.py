@@ -61,6 +61,30 @@ def test_rows_vocabulary_and_their_fingerprint(cfg, tmp_path):
         demo_gsrm._write_rows(cfg, tmp_path / "b", prompts)
 
 
+def test_a_trained_gsrm_is_used_again_only_if_nothing_of_it_changed(cfg, tmp_path):
+    # In the place of the real examples/train_gsrm.py: counts, and makes what it is asked for.
+    (tmp_path / "train_gsrm.py").write_text(
+        "import pathlib, sys\n"
+        "given = dict(text.split('=', 1) for text in sys.argv[3:])\n"
+        "pathlib.Path(given['gsrm.training.export']).mkdir()\n"
+        "with open(pathlib.Path(__file__).parent / 'count', 'a') as count:\n"
+        "    count.write(given['exp_manager.resume_if_exists'] + ' ')\n"
+    )
+
+    def train(rows):
+        with Children() as children:
+            demo_gsrm._train(cfg, children, tmp_path, tmp_path, "prompts", rows)
+        return (tmp_path / "count").read_text().split()
+
+    assert train("rows a") == ["false"]
+    assert train("rows a") == ["false"]  # there already
+    assert train("rows b") == ["false", "false"]
+    (tmp_path / "gsrm" / "made_of.json").unlink()  # stopped in the middle
+    assert train("rows b") == ["false", "false", "true"]
+    cfg.gsrm_demo.training = ["trainer.sft.max_steps=7"]
+    assert train("rows b") == ["false", "false", "true", "false"]
+
+
 def test_a_server_is_waited_for(cfg, model, tmp_path):
     with Children() as children:
         address = demo_gsrm._serve_model(cfg, children, python(tmp_path, SERVER), model, tmp_path)

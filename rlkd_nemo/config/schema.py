@@ -459,7 +459,7 @@ class GsrmDemo:
 
     vllm_python: str | None = None  # a Python that has vLLM; null: environment variable RLKD_VLLM_PYTHON
     startup_s: float = 400.0  # for vLLM to be ready; 45 to 80 s on two idle cores
-    num_rows: int = 8000  # to train on
+    num_rows: int = 10_000  # to train on
     held_out_rows: int = 300  # to measure on, of other problems
     altered: float = (
         0.4  # share of training texts with steps that make no sense together, as students in training write
