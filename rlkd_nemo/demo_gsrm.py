@@ -151,6 +151,7 @@ def _train(cfg: Config, children: Children, examples: Path, directory: Path, pro
         log.info("the GSRM is there already: %s", export)
         return export
     shutil.rmtree(export, ignore_errors=True)
+    shutil.rmtree(directory / "references", ignore_errors=True)  # taken apart by another model of the same name
     overrides = [
         f"gsrm.training.data={rows / 'train.jsonl'}", f"model.tokenizer.type={rows / 'tokenizer'}",
         f"gsrm.llm.prompts={prompts}", f"exp_manager.exp_dir={run_dir}", f"gsrm.training.export={export}",
