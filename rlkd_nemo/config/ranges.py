@@ -17,6 +17,7 @@ LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 DOMAINS = ("math", "code", "science", "puzzle")
 STYLES = ("letters", "prose")
 SCHEDULES = ("constant", "linear", "cosine")
+IMAGES = ("trainer", "vllm", "cpu")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.accelerator": ("auto", "cpu", "gpu"),
@@ -47,6 +48,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gsrm.llm.lazy": ("auto", "on", "off"),
     "gsrm.llm.decomposer.constrain": CONSTRAIN,
     "gsrm.llm.judge.constrain": CONSTRAIN,
+    "layout.trainer.image": IMAGES,
+    "layout.gsrm.image": IMAGES,
     "gsrm.llm.decomposer.limit_field": LIMIT_FIELDS,
     "gsrm.llm.judge.limit_field": LIMIT_FIELDS,
     "gsrm.server.log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
@@ -86,6 +89,11 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "gsrm.service": ("items_per_request", "concurrency", "attempts", "probes"),
     "rollout": ("batch_size", "max_new_tokens"),
     "validation": ("num_problems", "samples", "max_new_tokens"),
+    "layout": ("signal_s",),
+    "layout.trainer": ("cpus_per_task", "mem_gb", "port"),
+    "layout.gsrm": ("cpus_per_task", "mem_gb"),
+    "layout.gsrm.decomposer": ("tensor_parallel_size", "port", "max_model_len"),
+    "layout.gsrm.judge": ("tensor_parallel_size", "port", "max_model_len"),
     "demo": ("test_problems", "test_samples"),
     "demo.base": ("steps", "num_paths"),
     "demo.teacher": ("steps", "num_paths"),
@@ -132,6 +140,10 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "gsrm.llm.judge": ("reasoning_tokens",),
     "gsrm.server": ("port", "queue_items", "cache_bytes", "startup_s"),
     "gsrm.service": ("pause_s", "probe_interval"),
+    "layout.trainer": ("gpus_per_node",),
+    "layout.gsrm": ("nodes", "gpus_per_node"),
+    "layout.gsrm.decomposer": ("replicas",),
+    "layout.gsrm.judge": ("replicas",),
     "gate": ("max_log_prob_gap", "min_teacher_influence"),
     "demo": ("max_teacher_retrains", "retrain_within_s"),
 }

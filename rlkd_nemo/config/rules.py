@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import batches, gsrm_rules, memory, monitor, objectives, precision, ranges, service_rules
-from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
+from rlkd_nemo.config import (
+    batches,
+    gsrm_rules,
+    layout_rules,
+    memory,
+    monitor,
+    objectives,
+    precision,
+    ranges,
+    service_rules,
+    task_rules,
+)
+from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
 
@@ -28,6 +39,7 @@ def check(cfg: Config) -> list[str]:
         _rewards,
         gsrm_rules.problems,
         service_rules.problems,
+        layout_rules.problems,
         _task,
         monitor.problems,
     )
@@ -284,17 +296,4 @@ def _task(cfg: Config) -> Iterator[str]:
             yield f"task.num_teacher_paths={cfg.task.num_teacher_paths} is out of range; wanted a whole number >= 1"
         if cfg.task.style not in ranges.STYLES:
             yield f"task.style={cfg.task.style!r} is unknown; wanted one of {', '.join(ranges.STYLES)}"
-    if isinstance(cfg.task, PromptsTask):
-        if not cfg.task.path:
-            yield "task.path is not set; task=prompts wants a JSON-lines file there"
-        held_out = cfg.task.validation_fraction + cfg.task.test_fraction
-        if min(cfg.task.validation_fraction, cfg.task.test_fraction) < 0 or held_out >= 1:
-            yield (
-                f"task.validation_fraction={cfg.task.validation_fraction} and task.test_fraction="
-                f"{cfg.task.test_fraction} leave nothing to train on; wanted two numbers >= 0 with a sum below 1"
-            )
-        if cfg.model.tokenizer.library == "task":
-            yield (
-                "model.tokenizer.library=task wants a closed vocabulary, which task=prompts has not; "
-                "wanted bytes or huggingface"
-            )
+    yield from task_rules.problems(cfg)

@@ -16,6 +16,7 @@ class Alarm:
     """A metric outside [low, high] (None: no such bound) and what that says."""
 
     metric: str
+    title: str  # as a reader's row is named
     low: float | None
     high: float | None
     says: str
@@ -34,13 +35,43 @@ class Alarm:
 
 # Bounds of our own choosing: a sound judge stays well inside on both sides of the demo's curve.
 ALARMS = (
-    Alarm("audit/canary_same", 0.9, None, "a reference is not recognised in itself: decomposer or judge has gone blind"),
-    Alarm("audit/canary_other", None, 0.3, "another problem's reference counts as following: the judge says yes to anything"),
-    Alarm("audit/order_swap_disagreement", None, 0.1, "verdicts depend on which text comes first"),
-    Alarm("audit/step_inflation", None, 1.5, "responses have far more steps than references: padding, perhaps for reward"),
-    Alarm("reward/structure_outcome_correlation", -0.2, None, "the more structure, the fewer right answers"),
-    Alarm("reward/failed_fraction", None, 0.05, "rollouts go without a reward"),
-)  # fmt: skip
+    Alarm(
+        "audit/canary_same",
+        "References followed by themselves",
+        0.9,
+        None,
+        "a reference is not recognised in itself: decomposer or judge has gone blind",
+    ),
+    Alarm(
+        "audit/canary_other",
+        "Another problem's reference followed",
+        None,
+        0.3,
+        "another problem's reference counts as following: the judge says yes to anything",
+    ),
+    Alarm(
+        "audit/order_swap_disagreement",
+        "Verdicts that change with the order",
+        None,
+        0.1,
+        "verdicts depend on which text comes first",
+    ),
+    Alarm(
+        "audit/step_inflation",
+        "Steps of responses over references",
+        None,
+        1.5,
+        "responses have far more steps than references: padding, perhaps for reward",
+    ),
+    Alarm(
+        "reward/structure_outcome_correlation",
+        "Structure and outcome, correlation",
+        -0.2,
+        None,
+        "the more structure, the fewer right answers",
+    ),
+    Alarm("reward/failed_fraction", "Rollouts without a reward", None, 0.05, "rollouts go without a reward"),
+)
 
 
 def step_inflation(scores: Sequence[Score]) -> dict[str, float]:

@@ -30,6 +30,8 @@ REPORTS, LAUNCHER = "RLKD_REPORTS", "RLKD_LAUNCHER_PID"
 TRACEBACK = "RLKD_TRACEBACK"
 # Files of a rank among the reports: what it is doing (lifecycle/heartbeat.py), and its stacks when it is asked for them.
 BEAT, STACKS, TELL_STACKS = ".beat", ".stacks", signal.SIGUSR2
+# Left there by a launcher that cannot wait for ranks to be ready (slurm/common.sh) before it signals them.
+STOP = "stop"
 
 _PR_SET_PDEATHSIG = 1
 _stacks: TextIO | None = None  # open as long as the process: faulthandler writes to it from a signal
@@ -45,6 +47,8 @@ def enter() -> None:
         _stacks = (Path(os.environ[REPORTS]) / f"{_rank()}{STACKS}").open("w")
         faulthandler.register(TELL_STACKS, file=_stacks, all_threads=True)
         (Path(os.environ[REPORTS]) / f"{_rank()}.ready").write_text(str(os.getpid()))
+        if (Path(os.environ[REPORTS]) / STOP).exists():
+            signals.note()  # asked before this rank could hear a signal
 
 
 def run(main: Callable[[Any], Any], cfg: Any) -> int:
