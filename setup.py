@@ -35,7 +35,7 @@ setup(
     package_data={
         "rlkd_nemo.conf": ["*.yaml", "**/*.yaml"],
         "rlkd_nemo.report": ["templates/*", "static/*"],
-        "rlkd_nemo.gsrm": ["prompts/*"],
+        "rlkd_nemo.gsrm": ["prompts/*", "prompts_short/*"],
     },
     install_requires=[
         "torch>=2.6",

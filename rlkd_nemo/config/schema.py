@@ -499,6 +499,25 @@ class Demo:
 
 
 @dataclass
+class GsrmDemo:
+    """`examples/demo_gsrm.py`: a tiny GSRM, its training data, and what it must reach."""
+
+    vllm_python: str | None = None  # a Python that has vLLM; null: environment variable RLKD_VLLM_PYTHON
+    startup_s: float = 400.0  # for vLLM to be ready; 45 to 80 s on two idle cores
+    num_rows: int = 10_000  # to train on
+    held_out_rows: int = 300  # to measure on, of other problems
+    altered: float = (
+        0.4  # share of training texts with steps that make no sense together, as students in training write
+    )
+    cut: float = 0.05  # share of training texts that break off
+    train_config: str = "gsrm_tiny"  # config of examples/train_gsrm.py
+    training: list[str] = field(default_factory=list)  # overrides of it
+    min_parse_rate: float = 0.95
+    min_step_f1: float = 0.9
+    min_agreement: float = 0.95  # share of the run's rollouts with the same reward as by rule
+
+
+@dataclass
 class ExpressionsTask:
     """Nested integer expressions modulo m, one letter an operator."""
 
@@ -579,4 +598,5 @@ class Config:
     gate: Gate = field(default_factory=Gate)
     layout: Layout = field(default_factory=Layout)
     demo: Demo = field(default_factory=Demo)
+    gsrm_demo: GsrmDemo = field(default_factory=GsrmDemo)
     convert: Convert = field(default_factory=Convert)
