@@ -3,8 +3,9 @@
     python benchmarks/doctor.py --python <an interpreter with hydra-core and jinja2 only> --out benchmarks/results/doctor.json
 
 Two model directories with tokenizers of Llama 3's size (128,256 pieces, 280,000 merges) are made up: once with the same
-tokenizer (compared by hash), once with two that differ in one piece (both are read). Wall and processor time of the whole process,
-median of the repetitions (on a busy machine the second is the one to read); what the run lacks on this machine (room for 360 GiB of checkpoints, say) is listed by then.
+tokenizer (compared by hash), once with two that differ in one piece (both are read). Wall and processor time of the whole
+process, median of the repetitions (on a busy machine the second is the one to read); what the run lacks on this machine
+(room for 360 GiB of checkpoints, say) is listed by then.
 """
 
 from __future__ import annotations
