@@ -44,7 +44,7 @@ def test_a_run_that_may_start(healthy, capsys):
 def test_fifteen_mistakes_in_one_report(healthy, tmp_path, monkeypatch, capsys):
     pieces = [*PIECES[:7], "other", *PIECES[8:]]
     write(tmp_path / "base", template=None, hidden_size=128, shards=False)
-    write(tmp_path / "alien", pieces=pieces, num_key_value_heads=3)
+    write(tmp_path / "alien", pieces=pieces, num_key_value_heads=3, max_position_embeddings=64)
     (tmp_path / "a_file").write_text("")
     site = tmp_path / "site" / "megatron_core-0.10.0.dist-info"
     site.mkdir(parents=True)
@@ -77,6 +77,7 @@ def test_fifteen_mistakes_in_one_report(healthy, tmp_path, monkeypatch, capsys):
     besides = [  # mistakes of the machine, and what the same directories have wrong beside
         "model.* is another model than model.restore_from_path",
         "num_key_value_heads=3, which does not divide by model.tensor_model_parallel_size=2",
+        "alien was made for 64 tokens (max_position_embeddings), but model.encoder_seq_length=128",
         "megatron-core 0.10.0 is installed; wanted",
         "SLURM_JOB_NUM_NODES=3, the layout wants 1 (trainer.num_nodes)",
         "SLURM_NTASKS_PER_NODE=2, the layout wants 3 (trainer.devices)",
@@ -103,6 +104,27 @@ def test_another_end_of_text_is_a_note(healthy, tmp_path, capsys):
     capsys.readouterr()
     assert main([*healthy, f"teacher.restore_from_path={tmp_path}/chat"]) == 0
     assert "note: the student ends a text with '<eos>', the teacher with '<end>'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", "{", "cannot be read"),
+        ("config.json", '{"architectures": ["GPT2LMHeadModel"]}', "is not supported; wanted one of LlamaForCausalLM"),
+        ("tokenizer.json", "[]", "is no tokenizer that can be read"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 99}}}', "has vocab_size=64 rows, but"),
+        ("tokenizer_config.json", "{}", "names no eos_token"),
+        ("model.safetensors.index.json", "{}", "has no weight_map"),
+        ("model.safetensors.index.json", None, "has neither model.safetensors.index.json nor model.safetensors"),
+    ],
+)
+def test_damaged_directories(healthy, tmp_path, capsys, file, content, words):
+    path = tmp_path / "student" / file
+    path.unlink() if content is None else path.write_text(content)
+    code = main(healthy)
+    out = capsys.readouterr().out
+    # Without a readable config.json a directory is none of Hugging Face's; the engine says so when it loads it.
+    assert words in out and code == 2, out
 
 
 def test_only_the_component_that_the_job_is_made_of(healthy, monkeypatch):
