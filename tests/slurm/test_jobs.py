@@ -10,7 +10,7 @@ import pytest
 from tests.integration.conftest import read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-SCRIPT = "single_node"
+SCRIPT = "rlkd_70b_to_8b"
 
 
 def test_a_job_runs_to_its_end(uninterrupted):
