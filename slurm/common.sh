@@ -55,7 +55,7 @@ rlkd_fail() { # CODE MESSAGE
 rlkd_start() {
   local name=$1
   shift
-  local -n options="RLKD_SRUN_$name" command="RLKD_COMMAND_$name" image="RLKD_IMAGE_$name"
+  local -n options="RLKD_SRUN_$name" command="RLKD_COMMAND_$name" image="RLKD_USES_$name"
   rlkd_inside "$image"
   # Until a process can hear SIGUSR1 it ignores it (it would die of it); it is asked again by the file RLKD_ENDS/stop.
   # shellcheck disable=SC2016  # expanded by the inner shell

@@ -35,7 +35,9 @@ def test_told_to_stop_it_saves_is_requeued_and_goes_on_to_the_last_digit(submit,
     (saved,) = (path for path in (job.directory / "checkpoints").glob("step-*") if path.stat().st_mtime > sent)
     step, saved_at = int(saved.name.removeprefix("step-")), saved.stat().st_mtime
     assert step <= known + 1, "more than the step that ran was waited for"
-    job.until(lambda: cluster.run("scontrol", "show", "job", job.number).count("Restarts=1"), 60, "restart")
+    # Between two attempts of a requeued job there is nothing.
+    job.until(lambda: not cluster.processes(), 30, "end of the first attempt's last process")
+    job.until(lambda: f"attempt {job.number}-1" in job.log, 60, "restart")
     job.ends("COMPLETED", 180)
     assert read_metrics(job.directory) == uninterrupted[1]
     assert f"attempt {job.number}-1" in job.log and "resumed from" in job.everything()
