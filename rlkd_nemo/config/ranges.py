@@ -13,7 +13,9 @@ from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import nearest
 
 CONSTRAIN = ("auto", "vllm", "json_schema", "none")
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 DOMAINS = ("math", "code", "science", "puzzle")
+STYLES = ("letters", "prose")
 SCHEDULES = ("constant", "linear", "cosine")
 IMAGES = ("trainer", "vllm", "cpu")
 
@@ -41,12 +43,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gsrm.alignment": ("prefix", "monotone"),
     "gsrm.norm": ("teacher", "none", "max"),
     "gsrm.llm.domain": DOMAINS,
+    "gsrm.training.form": ("json", "tags"),
     "gsrm.llm.judging": ("per_pair", "per_response"),
     "gsrm.llm.lazy": ("auto", "on", "off"),
     "gsrm.llm.decomposer.constrain": CONSTRAIN,
     "gsrm.llm.judge.constrain": CONSTRAIN,
     "layout.trainer.image": IMAGES,
     "layout.gsrm.image": IMAGES,
+    "gsrm.llm.decomposer.limit_field": LIMIT_FIELDS,
+    "gsrm.llm.judge.limit_field": LIMIT_FIELDS,
     "gsrm.server.log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     "rollout.engine": ("embedded",),
     "demo.student_from": ("base", "teacher"),
@@ -76,8 +81,10 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "gsrm.llm": ("max_problem_chars", "max_text_chars", "max_tokens", "verdicts_in_memory"),
     "gsrm.llm.decomposer": ("max_concurrency", "attempts", "breaker_failures"),
     "gsrm.llm.judge": ("max_concurrency", "attempts", "breaker_failures"),
-    "gsrm.server": ("concurrency", "items_per_request", "body_bytes", "text_chars", "retry_after_s"),
+    "gsrm.server": ("max_connections", "concurrency", "items_per_request", "body_bytes", "text_chars", "retry_after_s"),
     "gsrm.prefill": ("num_problems", "concurrency"),
+    "gsrm.label": ("num_problems", "concurrency"),
+    "gsrm.evaluation": ("concurrency",),
     "gsrm.service": ("items_per_request", "concurrency", "attempts", "probes"),
     "rollout": ("batch_size", "max_new_tokens"),
     "validation": ("num_problems", "samples", "max_new_tokens"),
@@ -107,6 +114,8 @@ POSITIVE: dict[str, tuple[str, ...]] = {
     "gsrm.llm.judge": ("connect_timeout_s", "timeout_s", "breaker_cool_s"),
     "gsrm.server": ("deadline_s", "drain_s"),
     "gsrm.prefill": ("per_s",),
+    "gsrm.training": ("epochs",),
+    "gsrm.label": ("per_s",),
     "gsrm.service": ("deadline_s", "backoff_s", "startup_s"),
     "rollout": ("temperature",),
     "validation": ("temperature",),
@@ -125,6 +134,8 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "rlkd.dynamic_sampling": ("max_rounds",),
     "reward": ("outcome", "structure", "format", "tag"),
     "gsrm.llm": ("math_verify_s",),
+    "gsrm.llm.decomposer": ("reasoning_tokens",),
+    "gsrm.llm.judge": ("reasoning_tokens",),
     "gsrm.server": ("port", "queue_items", "cache_bytes", "startup_s"),
     "gsrm.service": ("pause_s", "probe_interval"),
     "layout.trainer": ("gpus_per_node",),
@@ -138,6 +149,9 @@ SHARES: dict[str, tuple[str, ...]] = {
     "data": ("noise",),
     "rlkd": ("max_failed_fraction",),
     "gsrm.llm": ("eager_share",),
+    "gsrm.training": ("held_out",),
+    "model.optim.sched": ("warmup_ratio",),
+    "gsrm.evaluation": ("held_out",),
     "demo": ("min_teacher_accuracy",),
     "demo.base": ("noise",),
     "demo.teacher": ("noise",),

@@ -68,6 +68,11 @@ def _schedule(cfg: Config) -> Iterator[str]:
             f"model.optim.sched.warmup_steps={sched.warmup_steps} leaves nothing of {updates} updates of trainer.rlkd or "
             f"{cfg.trainer.sft.max_steps} of trainer.sft; lower it or raise max_steps"
         )
+    if sched.warmup_ratio is not None and sched.warmup_steps:
+        yield (
+            f"model.optim.sched.warmup_ratio={sched.warmup_ratio} and warmup_steps={sched.warmup_steps} both say how long the "
+            "warm-up is; wanted one of them"
+        )
     if sched.min_lr > cfg.model.optim.lr:
         yield f"model.optim.sched.min_lr={sched.min_lr} is above model.optim.lr={cfg.model.optim.lr}; lower it"
 
@@ -289,4 +294,6 @@ def _task(cfg: Config) -> Iterator[str]:
             yield f"task.modulus={cfg.task.modulus} is out of range; wanted a whole number >= 2"
         if cfg.task.num_teacher_paths < 1:
             yield f"task.num_teacher_paths={cfg.task.num_teacher_paths} is out of range; wanted a whole number >= 1"
+        if cfg.task.style not in ranges.STYLES:
+            yield f"task.style={cfg.task.style!r} is unknown; wanted one of {', '.join(ranges.STYLES)}"
     yield from task_rules.problems(cfg)

@@ -77,6 +77,7 @@ class Schedule:
 
     name: str = "constant"  # constant, linear, cosine
     warmup_steps: int = 0
+    warmup_ratio: float | None = None  # share of the decay's updates, in place of warmup_steps
     decay_steps: int | None = None  # null: the whole run
     min_lr: float = 0.0
 
@@ -254,6 +255,8 @@ class Backend:
     constrain: str = (
         "auto"  # auto: tried at start-up; vllm, json_schema (response_format), none (tags, plain yes or no)
     )
+    limit_field: str = "max_tokens"  # max_completion_tokens: OpenAI's reasoning models, which then get no temperature
+    reasoning_tokens: int = 0  # added to every limit, for a model that thinks before it replies
     max_concurrency: int = 64  # requests in flight at each url
     connect_timeout_s: float = 5.0
     timeout_s: float = 120.0  # for a whole reply; an item's own deadline may be shorter
@@ -287,6 +290,7 @@ class GsrmServer:
 
     host: str = "127.0.0.1"  # an address of other machines' reach wants a token
     port: int = 8700
+    max_connections: int = 4096  # open at once, idle ones too; one more is told 503
     concurrency: int = 64  # items being scored at once
     queue_items: int = 2048  # items that may wait for that; more are refused (429) until there is room
     items_per_request: int = 256
@@ -328,6 +332,37 @@ class Prefill:
 
 
 @dataclass
+class GsrmTraining:
+    """`examples/train_gsrm.py`: supervised training of the GSRM itself, batches as in `data` and `trainer.sft`."""
+
+    data: str = ""  # file of rows (gsrm/dataset.py)
+    held_out: float = 0.0  # share of the problems, by their hash, that is kept for gsrm.evaluation
+    form: str = "json"  # of a decomposition; json: for constrained decoding; tags: for endpoints that offer none
+    epochs: float | None = None  # passes over the rows; null: trainer.sft.max_steps updates
+    drop_longer: bool = False  # leave out, and count, rows longer than model.encoder_seq_length, which is an error else
+    export: str | None = None  # Hugging Face directory for the result; null: <exp_dir>/hf
+
+
+@dataclass
+class Label:
+    """`examples/label_gsrm_data.py`: training data for a GSRM, by the model of `gsrm.llm.decomposer`."""
+
+    out: str | None = None  # rows as gsrm/dataset.py has them; null: <exp_dir>/gsrm_data.jsonl
+    num_problems: int | None = None  # null: every problem of a prompt file
+    concurrency: int = 32  # texts in flight
+    per_s: float | None = None  # most texts begun in a second, tries after a failure apart; null: no limit
+
+
+@dataclass
+class Evaluation:
+    """`examples/evaluate_gsrm.py`: the configured decomposer and judge against labelled rows."""
+
+    data: str = ""  # file of rows (gsrm/dataset.py)
+    held_out: float = 1.0  # share of the problems that are measured: those that a split with this share holds out
+    concurrency: int = 32  # rows in flight
+
+
+@dataclass
 class Gsrm:
     """The structure reward (papers: RLKD section on GSRM)."""
 
@@ -342,6 +377,9 @@ class Gsrm:
     service: GsrmService = field(default_factory=GsrmService)
     server: GsrmServer = field(default_factory=GsrmServer)
     prefill: Prefill = field(default_factory=Prefill)
+    training: GsrmTraining = field(default_factory=GsrmTraining)
+    label: Label = field(default_factory=Label)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     token_env: str = "RLKD_GSRM_TOKEN"  # environment variable with the bearer token; unset: none is wanted, or sent
 
 
@@ -466,6 +504,7 @@ class ExpressionsTask:
 
     modulus: int = 5
     num_teacher_paths: int = 1  # strategies in the reference, the teacher's own first
+    style: str = "letters"  # letters: `c:2*3=1;` a step; prose: the same steps as sentences in several phrasings
 
 
 @dataclass

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from rlkd_nemo import log
-from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_PREEMPTED, RlkdError
+from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_PREEMPTED, RlkdError
+from rlkd_nemo.launch import extras
 from rlkd_nemo.lifecycle import signals
 
 # Set by launch/local.py: where ranks report, and the process they must not outlive.
@@ -63,6 +64,10 @@ def run(main: Callable[[Any], Any], cfg: Any) -> int:
         shown = traceback.format_exc() if os.environ.get(TRACEBACK) else str(error)
         report(error.exit_code, shown, deliberate=True)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        told = None if os.environ.get(TRACEBACK) else extras.advice(error)
+        report(EXIT_INPUT if told else EXIT_ERROR, told or traceback.format_exc(), deliberate=bool(told))
+        return EXIT_INPUT if told else EXIT_ERROR
     except KeyboardInterrupt:
         report(EXIT_ERROR, "interrupted a second time: not saved", deliberate=True)
         return EXIT_ERROR

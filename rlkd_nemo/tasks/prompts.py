@@ -19,6 +19,7 @@ from typing import Any
 from rlkd_nemo.config.schema import PromptsTask
 from rlkd_nemo.errors import ConfigError, InputError, PromptFileError
 from rlkd_nemo.tasks.answers import equal, final_answer
+from rlkd_nemo.tasks.json_lines import rows
 from rlkd_nemo.types import Notation, Problem
 
 
@@ -98,10 +99,10 @@ class Prompts:
         return self.problems[split]
 
     def _split_of(self, problem: Problem) -> str:
-        place = int(problem.id, 16) / 16 ** len(problem.id)
-        if place < self.settings.test_fraction:
+        at = place(problem.id)
+        if at < self.settings.test_fraction:
             return "test"
-        return "validation" if place < self.settings.test_fraction + self.settings.validation_fraction else "train"
+        return "validation" if at < self.settings.test_fraction + self.settings.validation_fraction else "train"
 
 
 def build(settings: PromptsTask) -> Prompts:
@@ -116,18 +117,10 @@ def read(settings: PromptsTask) -> list[Problem]:
     the second of two equal problems included.
     """
     path = Path(settings.path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as err:
-        raise InputError(
-            f"task.path={settings.path!r} cannot be read ({err.strerror}); wanted a file of JSON lines"
-        ) from err
     problems, bad = [], []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        reasons, problem = _problem(line, settings)
+    for number, row in rows(path, "task.path"):
+        reasons, problem = ([row], None) if isinstance(row, str) else _problem(row, settings)
         if problem is not None and problem.id in first_line:
             reasons.append(f"the same problem as on line {first_line[problem.id]}")
         bad += [f"{path}:{number}: {reason}" for reason in reasons]
@@ -141,16 +134,18 @@ def read(settings: PromptsTask) -> list[Problem]:
     return problems
 
 
-def _problem(line: bytes, settings: PromptsTask) -> tuple[list[str], Problem | None]:
+def content_id(problem: str) -> str:
+    """The id of a problem: equal for texts that differ in white space only. Splits are made by it."""
+    return hashlib.sha256(" ".join(problem.split()).encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+
+
+def place(problem_id: str) -> float:
+    """Where in [0, 1) a problem falls, the same in every file that holds it."""
+    return int(problem_id, 16) / 16 ** len(problem_id)
+
+
+def _problem(row: dict[str, Any], settings: PromptsTask) -> tuple[list[str], Problem | None]:
     """Either reasons why the line is bad, or its problem."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as err:
-        return [f"no UTF-8 at byte {err.start + 1}"], None
-    except (ValueError, RecursionError) as err:
-        return [f"no JSON ({err})"], None
-    if not isinstance(row, dict):
-        return [f"found {type(row).__name__}, wanted an object with {settings.problem_key!r}"], None
     single, plural = settings.teacher_path_key, f"{settings.teacher_path_key}s"
     if row.get(single) is not None and row.get(plural) is not None:
         return [f"both {single!r} and {plural!r}; wanted one of them"], None
@@ -163,7 +158,7 @@ def _problem(line: bytes, settings: PromptsTask) -> tuple[list[str], Problem | N
         return reasons, None
     known = {settings.problem_key, settings.answer_key, single, plural}
     return [], Problem(
-        id=hashlib.sha256(" ".join(question.split()).encode("utf-8", errors="surrogatepass")).hexdigest()[:16],
+        id=content_id(question),
         prompt=question,
         answer=str(answer),
         teacher_paths=tuple(paths),

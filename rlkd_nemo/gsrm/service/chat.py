@@ -48,14 +48,18 @@ class Reply:
     completion_tokens: int = 0
 
 
-def body(request: Request, model: str, mode: Mode, stream: bool) -> dict[str, Any]:
-    """The JSON to post. vLLM >= 0.11 takes `structured_outputs`; OpenAI's own form is `response_format`."""
-    fields: dict[str, Any] = {
-        "model": model,
-        "messages": request.messages,
-        "max_tokens": request.max_tokens,
-        "temperature": 0,
-    }
+def body(
+    request: Request, model: str, mode: Mode, stream: bool, limit_field: str = "max_tokens", reasoning_tokens: int = 0
+) -> dict[str, Any]:
+    """The JSON to post. vLLM >= 0.11 takes `structured_outputs`; OpenAI's own form is `response_format`.
+
+    Args: limit_field, reasoning_tokens: as the settings of `Backend`.
+    """
+    fields: dict[str, Any] = {"model": model, "messages": request.messages}
+    fields[limit_field] = request.max_tokens + reasoning_tokens
+    if limit_field == "max_tokens":
+        # OpenAI's reasoning models, which refuse max_tokens, refuse every temperature but their own as well.
+        fields["temperature"] = 0
     if stream:
         # Usage in every piece (vLLM) still counts the tokens of a stream that is cancelled.
         usage = {"include_usage": True} | ({"continuous_usage_stats": True} if mode == "vllm" else {})
@@ -180,8 +184,10 @@ def _payload(content: bytes, content_type: str) -> dict[str, Any]:
 
 def _same_model(payload: dict[str, Any], model: str) -> None:
     found = payload.get("model")
-    # OpenAI names the snapshot behind an alias: gpt-x is answered by gpt-x-2026-01-31.
-    if found is not None and found != model and not re.fullmatch(re.escape(model) + r"-\d{4}(-\d\d-\d\d)?", str(found)):
+    # OpenAI names the snapshot behind an alias: gpt-x is answered by gpt-x-2026-01-31. `transformers serve` adds the
+    # revision: x is answered by x@main.
+    more = r"(-\d{4}(-\d\d-\d\d)?|@[\w.\-/]+)"
+    if found is not None and found != model and not re.fullmatch(re.escape(model) + more, str(found)):
         raise BadReply(f"the reply is of model {found!r}, wanted {model!r}; is the address right?")
 
 

@@ -38,9 +38,15 @@ class LLMDecomposer:
         """JSON where the endpoints can be held to it; known after they have started."""
         return "tags" if self._backends.mode == "none" else "json"
 
+    def domain(self, given: str | None) -> str:
+        """The prompt that a domain's texts get: its own, that of another domain, or that of `gsrm.llm.domain`."""
+        if given is None:
+            return self._domain
+        return given if given in DOMAINS else _OTHER_DOMAIN
+
     def version(self, domain: str | None) -> str:
         """Everything that the steps of a text depend on."""
-        parts = ["llm", self._backends.settings.model, self._prompts.version, self._named(domain), self.form]
+        parts = ["llm", self._backends.settings.model, self._prompts.version, self.domain(domain), self.form]
         return "+".join([*parts, f"{self._prompts.max_text_chars}"])
 
     async def decompose(self, problem: str, text: str, domain: str | None, deadline: float) -> Decomposition:
@@ -82,12 +88,7 @@ class LLMDecomposer:
         return Decomposition(tuple(steps), reply.text, prompt.cut_chars)
 
     def _prompt(self, problem: str, text: str, domain: str | None) -> Prompt:
-        return self._prompts.decomposition(problem, text, self._named(domain), self.form)
-
-    def _named(self, domain: str | None) -> str:
-        if domain is None:
-            return self._domain
-        return domain if domain in DOMAINS else _OTHER_DOMAIN
+        return self._prompts.decomposition(problem, text, self.domain(domain), self.form)
 
     def _request(self, prompt: Prompt) -> Request:
         return Request(prompt.messages, self._max_tokens, _CONSTRAINT)

@@ -6,18 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
-
-from aiolimiter import AsyncLimiter
+from typing import Protocol
 
 from rlkd_nemo import tasks
 from rlkd_nemo.config.schema import Config, Prefill
 from rlkd_nemo.errors import BadReply, ConfigError, Preempted, ServiceError
 from rlkd_nemo.gsrm.service.run import store_directory
 from rlkd_nemo.gsrm.service.scoring import Scoring
+from rlkd_nemo.gsrm.service.sweep import sweep
 from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.report.files import dumps, write_atomically
-from rlkd_nemo.report.progress import Progress
 from rlkd_nemo.tasks.prompts import Prompts
 from rlkd_nemo.types import Problem, Step
 
@@ -67,9 +65,18 @@ def run(cfg: Config) -> None:
 
 def all_references(cfg: Config) -> Iterator[Reference]:
     """Each teacher path that training and validation of this config would ask for, once."""
-    task, number = tasks.build(cfg.task), cfg.gsrm.prefill.num_problems
+    first = cfg.gsrm.reference_mode == "first"
+    return teacher_paths(cfg, cfg.gsrm.prefill.num_problems, "gsrm.prefill.num_problems", first_only=first)
+
+
+def teacher_paths(cfg: Config, number: int | None, key: str, first_only: bool = False) -> Iterator[Reference]:
+    """Each teacher path of `number` problems of a task, or of all in a prompt file, once.
+
+    Raises: ConfigError, naming `key`, for a task without end and no number.
+    """
+    task = tasks.build(cfg.task)
     if number is None and not isinstance(task, Prompts):
-        raise ConfigError("gsrm.prefill.num_problems is not set, but this task has no end; wanted a number of problems")
+        raise ConfigError(f"{key} is not set, but this task has no end; wanted a number of problems")
     if isinstance(task, Prompts):
         problems = [problem for split in task.problems.values() for problem in split][:number]
     else:
@@ -78,7 +85,7 @@ def all_references(cfg: Config) -> Iterator[Reference]:
         problems += task.generate("validation", 0, cfg.data.validation_difficulty or level, cfg.validation.num_problems)
     seen: set[tuple[str, str]] = set()
     for problem in problems:
-        paths = problem.teacher_paths[:1] if cfg.gsrm.reference_mode == "first" else problem.teacher_paths
+        paths = problem.teacher_paths[:1] if first_only else problem.teacher_paths
         for index, path in enumerate(paths):
             if (problem.prompt, path) not in seen:
                 seen.add((problem.prompt, path))
@@ -96,38 +103,34 @@ async def fill(
 
     Rejected: the model answered, but without a step, or not in its form. Failed: nobody answered.
     """
-    counts = dict.fromkeys(("there_before", "made", "rejected", "failed", "left"), 0)
-    refused: list[dict[str, Any]] = []
-    limiter = AsyncLimiter(1, 1 / settings.per_s) if settings.per_s else None
-    turn = iter(references)
 
-    async def worker(progress: Progress) -> None:
-        for problem, index in turn:
-            if stop():
-                counts["left"] += 1
-                continue
-            given = problem.extra.get("domain")
-            text, domain = problem.teacher_paths[index], given if isinstance(given, str) else None
-            before = core.stored(problem.prompt, text, domain)
-            if limiter is not None and not before:
-                await limiter.acquire()
-            name, reason = "there_before" if before else "made", ""
-            try:
-                if not await core.decompose(problem.prompt, text, domain):
-                    name, reason = "rejected", "no step was found"
-            except BadReply as err:
-                name, reason = "rejected", str(err)
-            except ServiceError as err:
-                name = "failed"
-                log.warning("problem %s, teacher path %d: %s", problem.id, index, err)
-            counts[name] += 1
-            if reason:
-                refused.append({"problem_id": problem.id, "teacher_path": index, "reason": reason, "text": text})
-            progress.update(sum(counts.values()), **{key: float(value) for key, value in counts.items() if value})
+    def args(reference: Reference) -> tuple[str, str, str | None]:
+        problem, index = reference
+        return problem.prompt, problem.teacher_paths[index], domain_of(problem)
 
-    with Progress(len(references), "references") as progress:
-        await asyncio.gather(*(worker(progress) for _ in range(settings.concurrency)))
-    refused.sort(key=lambda line: (line["problem_id"], line["teacher_path"]))
-    rejects.parent.mkdir(parents=True, exist_ok=True)
+    async def ask(reference: Reference) -> None:
+        if not await core.decompose(*args(reference)):
+            raise BadReply("no step was found")
+
+    swept = await sweep(
+        references,
+        ask,
+        "references",
+        concurrency=settings.concurrency,
+        per_s=settings.per_s,
+        name=lambda reference: f"problem {reference[0].id}, teacher path {reference[1]}",
+        there=lambda reference: core.stored(*args(reference)),
+        stop=stop,
+    )
+    refused = [
+        {"problem_id": problem.id, "teacher_path": index, "reason": reason, "text": problem.teacher_paths[index]}
+        for (problem, index), reason in sorted(swept.rejected, key=lambda found: (found[0][0].id, found[0][1]))
+    ]
     write_atomically(rejects, "".join(dumps(line) + "\n" for line in refused))
-    return counts
+    return swept.counts
+
+
+def domain_of(problem: Problem) -> str | None:
+    """The domain that a prompt file names for a problem."""
+    given = problem.extra.get("domain")
+    return given if isinstance(given, str) else None

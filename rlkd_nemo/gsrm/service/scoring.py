@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 
 from rlkd_nemo.config.gsrm_rules import not_lazy
-from rlkd_nemo.config.schema import Gsrm
+from rlkd_nemo.config.schema import Backend, Gsrm
 from rlkd_nemo.errors import BackendTimeout, BackendUnavailable, ConfigError, ServiceError
 from rlkd_nemo.gsrm import alignment, decompose, judge, tree
 from rlkd_nemo.gsrm.alignment import Asking, Question, StructureResult
@@ -109,8 +109,17 @@ class Scoring:
 
     async def decompose(self, problem: str, text: str, domain: str | None = None) -> list[Step]:
         """Steps of a reference, made once ever. Raises BackendUnavailable, BackendTimeout, BadReply."""
-        backend = self._llm.decomposer
-        return await self._reference(problem, text, domain, time.monotonic() + backend.attempts * backend.timeout_s)
+        return await self._reference(problem, text, domain, _patiently(self._llm.decomposer))
+
+    async def align(self, found: Sequence[Step], labelled: Sequence[Step], problem: str) -> StructureResult:
+        """Steps against steps in order, by this core's judge; for measuring, whatever `gsrm.alignment` is. Raises as
+        `same` does."""
+        rule = alignment.asking(found, labelled, "none", "monotone")
+        return await self._drive(rule, problem, _patiently(self._llm.judge))
+
+    async def same(self, question: Question, problem: str) -> bool:
+        """One verdict, call by call even under `per_response`. Raises BackendUnavailable, BackendTimeout, BadReply."""
+        return await self._same(question, problem, _patiently(self._llm.judge))
 
     def stored(self, problem: str, text: str, domain: str | None = None) -> bool:
         """Would `decompose` find this reference in the store?"""
@@ -252,6 +261,11 @@ class Scoring:
         if self._judge is not None:
             return await self._judge.same(question, problem, deadline)
         return self._rule.same(question.kind, question.teacher, question.student, problem)
+
+
+def _patiently(backend: Backend) -> float:
+    """A deadline that leaves room for every attempt."""
+    return time.monotonic() + backend.attempts * backend.timeout_s
 
 
 def _comparable(student: Step, teacher: Step) -> list[Question]:

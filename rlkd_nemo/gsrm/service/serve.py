@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import time
 from types import FrameType
@@ -19,6 +20,7 @@ from rlkd_nemo.lifecycle.signals import stop_requested
 
 log = logging.getLogger(__name__)
 _RETRY_S = 2.0
+_OTHER_FILES = 512  # connections to the endpoints, the store, the verdicts
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _FIELDS = ("request_id", "item_id", "path", "status", "seconds", "failure")
 
@@ -44,6 +46,7 @@ async def serve(app: GsrmApp) -> None:
     Raises: what the core's start raises; ConfigError when the port cannot be had; ServiceError when requests had to be
     given up after `drain_s` (their items got a typed failure).
     """
+    _make_room(app.settings.max_connections)
     try:
         if not await _started(app):
             return
@@ -62,6 +65,24 @@ async def serve(app: GsrmApp) -> None:
             )
     finally:
         await app.core.aclose()
+
+
+def _make_room(connections: int) -> None:
+    """Allow this process as many open files as `connections` need, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning(
+            "this process may open %d files, but gsrm.server.max_connections=%d wants %d; raise the limit (ulimit -n) or "
+            "lower the key",
+            allowed,
+            connections,
+            wanted,
+        )
 
 
 async def _started(app: GsrmApp) -> bool:
@@ -96,6 +117,8 @@ class GsrmWebServer(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                # uvicorn counts the connection that asks, too.
+                limit_concurrency=settings.max_connections + 1,
                 # After the drain nothing is in flight: only idle connections are left to close.
                 timeout_graceful_shutdown=5,
             )

@@ -204,8 +204,33 @@ def test_bodies_are_those_of_the_endpoints():
     assert set(plain) == {"model", "messages", "max_tokens", "temperature"}
 
 
-def test_a_models_dated_name_is_the_model():
+def test_a_reasoning_model_gets_its_own_fields():
+    plain = chat.body(Request([], 5), "m", "none", False, "max_completion_tokens", 2000)
+    assert plain == {"model": "m", "messages": [], "max_completion_tokens": 2005}
+
+
+def test_the_fields_of_a_reasoning_model_are_sent(endpoint, run):
+    server, asked = endpoint(), []
+    reply_of = server._reply
+    server._reply = lambda fields: (asked.append(fields), reply_of(fields))[1]
+    run(ask(settings(server, limit_field="max_completion_tokens", reasoning_tokens=100)))
+    assert len(asked) == 2 and all("temperature" not in fields and "max_tokens" not in fields for fields in asked)
+    assert asked[1]["max_completion_tokens"] == 16 + 100
+
+
+def test_a_models_dated_or_revised_name_is_the_model():
     reply = b'{"model": "%s", "choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}'
-    assert chat.read(reply % b"gpt-x-2026-01-31", "application/json", "gpt-x").text == "x"
+    for name in (b"gpt-x-2026-01-31", b"gpt-x@main"):
+        assert chat.read(reply % name, "application/json", "gpt-x").text == "x"
     with pytest.raises(BadReply, match="gpt-x-mini"):
         chat.read(reply % b"gpt-x-mini", "application/json", "gpt-x")
+
+
+def test_an_endpoint_that_lists_no_model_is_known_by_its_replies(endpoint, run, caplog):
+    server = endpoint()
+    server.listed = []
+    reply, _, _ = run(ask(settings(server)))
+    assert reply.text == "hello" and "lists no model" in caplog.text
+    server.behaviour.faults = {"other_model": 1.0}
+    reply, _, _ = run(ask(settings(server, constrain="none")))
+    assert isinstance(reply, BadReply) and "another-model" in str(reply)

@@ -8,6 +8,7 @@ import threading
 import time
 import types
 
+import httpx2
 import pytest
 
 from rlkd_nemo.config.schema import GsrmServer
@@ -94,3 +95,25 @@ def test_the_server_waits_for_its_endpoints(monkeypatch, tmp_path):
     monkeypatch.setattr(serve, "stop_requested", lambda: True)
     app = types.SimpleNamespace(core=ComesLater(), settings=GsrmServer(startup_s=10))
     assert not asyncio.run(serve._started(app))
+
+
+def test_one_connection_too_many_is_told_so(tmp_path):
+    with running(ScriptedCore(), tmp_path, max_connections=2) as server:
+        assert server.http.get("/health").status_code == 200  # keeps its connection
+        with httpx2.Client(base_url=server.url) as second, httpx2.Client(base_url=server.url) as third:
+            assert second.get("/health").status_code == 200
+            assert third.get("/health").status_code == 503
+            second.close()
+            until(lambda: third.get("/health").status_code == 200)
+
+
+def test_room_is_made_for_the_connections(monkeypatch, caplog):
+    limits = {"now": (1024, 8000)}
+    monkeypatch.setattr(serve.resource, "getrlimit", lambda which: limits["now"])
+    monkeypatch.setattr(serve.resource, "setrlimit", lambda which, pair: limits.update(now=pair))
+    serve._make_room(100)
+    assert limits["now"] == (1024, 8000)
+    serve._make_room(4096)
+    assert limits["now"] == (4096 + 512, 8000) and not caplog.records
+    serve._make_room(9000)
+    assert limits["now"] == (8000, 8000) and "gsrm.server.max_connections=9000 wants 9512" in caplog.text
