@@ -111,7 +111,7 @@ test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
 
 test-slurm: $(STAMP)
-	OMP_NUM_THREADS=1 RLKD_SLURM=1 RLKD_SLURM_RESULTS=benchmarks/results/slurm.json $(BIN)/python -m pytest -m slurm $(ARGS)
+	OMP_NUM_THREADS=1 RLKD_SLURM=1 RLKD_SLURM_RESULTS=benchmarks/results/slurm.json $(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
 
 test-containers: $(STAMP)
 	RLKD_CONTAINERS=1 RLKD_CONTAINER_RESULTS=benchmarks/results/containers.json $(BIN)/python -m pytest tests/containers $(ARGS)
