@@ -38,10 +38,12 @@ def serving(models, port, *changes):
         f"task.path={models / 'problems.jsonl'}", "reward.format=0", "reward.tag=0",
         f"gsrm.reference_store={models / 'references'}", f"hydra.run.dir={models / 'hydra'}", *changes,
     ]  # fmt: skip
-    process = nemo.start(command)
+    log = models / f"server-{port}.log"
+    with log.open("a") as output:  # nobody reads a pipe while tests run
+        process = nemo.start(command, output)
     try:
         for _ in range(120):
-            assert process.poll() is None, process.communicate()[0][-4000:]
+            assert process.poll() is None, log.read_text()[-4000:]
             with contextlib.suppress(OSError, urllib.error.URLError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/reward_model/ready", timeout=2)
                 break

@@ -33,10 +33,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(command, **more):
+def start(command, output=subprocess.PIPE, **more):
     """The process, in a group of its own."""
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command, cwd=ROOT, env=environment(**more), stdout=output, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
 

@@ -7,7 +7,8 @@ EXAMPLE = nemo.ROOT / "examples" / "aligner" / "train_gpt_rlkd_actor.py"
 
 def arguments(models, folder, port, ranks, **changes):
     """Hydra overrides of a short run on CPU ranks; dotted keys in `changes`."""
-    data = {part: [str(models / f"{part if part != 'test' else 'validation'}.jsonl")] for part in ("train", "validation", "test")}  # fmt: skip
+    held_out = [str(models / "validation.jsonl")]
+    data = {"train": [str(models / "train.jsonl")], "validation": held_out, "test": held_out}
     keys = {
         "trainer.devices": ranks, "trainer.num_nodes": 1, "trainer.accelerator": "cpu", "trainer.precision": 32,
         "trainer.reinforce.max_epochs": 4, "trainer.reinforce.max_steps": 10, "trainer.reinforce.val_check_interval": 1,
