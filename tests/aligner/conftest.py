@@ -1,7 +1,8 @@
 import contextlib
+import os
 import subprocess
+import sys
 import time
-import urllib.error
 import urllib.request
 
 import pytest
@@ -30,6 +31,18 @@ def models(tmp_path_factory):
     return folder
 
 
+def wait_ready(process, port, path="v2/models/reward_model/ready", log=None):
+    """Return once a server answers; AssertionError with its log if it ends before."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text()[-4000:] if log else f"ended with code {process.returncode}"
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=2).close()
+            return
+        time.sleep(0.5)
+    raise AssertionError("the server was not ready after two minutes")
+
+
 @contextlib.contextmanager
 def serving(models, port, *changes):
     """The shipped reward server on `port`, ready."""
@@ -42,14 +55,26 @@ def serving(models, port, *changes):
     with log.open("a") as output:  # nobody reads a pipe while tests run
         process = nemo.start(command, output)
     try:
-        for _ in range(120):
-            assert process.poll() is None, log.read_text()[-4000:]
-            with contextlib.suppress(OSError, urllib.error.URLError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/reward_model/ready", timeout=2)
-                break
-            time.sleep(0.5)
-        else:
-            raise AssertionError("the reward server was not ready after a minute")
+        wait_ready(process, port, log=log)
+        yield process
+    finally:
+        nemo.stop(process)
+
+
+@contextlib.contextmanager
+def gsrm_service(models, port):
+    """The GSRM as a service of the main environment, scoring by rules."""
+    command = [
+        sys.executable, str(nemo.ROOT / "examples" / "serve_gsrm.py"), f"gsrm.server.port={port}", "task=prompts",
+        f"task.path={models / 'problems.jsonl'}", "model.tokenizer.library=bytes", f"exp_manager.exp_dir={models}",
+    ]  # fmt: skip
+    with (models / f"service-{port}.log").open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=nemo.ROOT, env={**os.environ, "PYTHONPATH": str(nemo.ROOT)}, stdout=output,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_ready(process, port, "ready", models / f"service-{port}.log")
         yield process
     finally:
         nemo.stop(process)

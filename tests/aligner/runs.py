@@ -31,7 +31,7 @@ def arguments(models, folder, port, ranks, **changes):
     return [*(f"{key}={value}" for key, value in keys.items()), *gone]
 
 
-def train(models, folder, port, *, ranks=1, code=0, timeout=280, die_at=None, **changes):
+def train(models, folder, port, *, ranks=1, code=0, timeout=500, die_at=None, **changes):
     """Output of the run."""
     more = {"RLKD_TEST_DIE_AT": str(die_at)} if die_at else {}
     command = [EXAMPLE, *arguments(models, folder, port, ranks, **changes)]
