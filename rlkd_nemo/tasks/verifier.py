@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _WORKER = "rlkd_nemo.gsrm.service.math_worker"
 _START_S = 120.0  # the computer algebra system takes seconds to load, more on a busy machine
 _LONGEST = 1000  # characters of an answer; a longer one is no answer
+_TRIES = 2  # a worker may die of something else than the pair it has; of a pair that kills two, the pair is the reason
 
 
 class Verifier:
@@ -49,24 +50,33 @@ class Verifier:
         if len(found) > _LONGEST:
             return False
         with self._turn:
-            worker = self._worker or self._start()
-            try:
-                assert worker.stdin is not None
-                worker.stdin.write(json.dumps([gold, found]).encode() + b"\n")
-                worker.stdin.flush()
-                line = _line(worker, self._limit_s)
-            except OSError:
-                line = b""  # it died
-            if line:
-                return bool(json.loads(line))
-            log.warning("math-verify gave no verdict within %g s on %r and %r", self._limit_s, gold[:80], found[:80])
-            self._end()
+            for _ in range(_TRIES):
+                line = self._ask(gold, found)
+                if line:
+                    return bool(json.loads(line))
+                self._end()
+                if line is None:
+                    log.warning("math-verify gave no verdict within %g s on %s", self._limit_s, _shown(gold, found))
+                    return False
+                log.warning("the process of math-verify died with %s", _shown(gold, found))
+            log.warning("math-verify died %d times of %s, which count as different", _TRIES, _shown(gold, found))
             return False
 
     def close(self) -> None:
         """End the worker."""
         with self._turn:
             self._end()
+
+    def _ask(self, gold: str, found: str) -> bytes | None:
+        """The worker's reply; empty when it died, None when it took too long."""
+        worker = self._worker or self._start()
+        try:
+            assert worker.stdin is not None
+            worker.stdin.write(json.dumps([gold, found]).encode() + b"\n")
+            worker.stdin.flush()
+            return _line(worker, self._limit_s)
+        except OSError:
+            return b""
 
     def _start(self) -> subprocess.Popen[bytes]:
         worker = subprocess.Popen(
@@ -76,7 +86,7 @@ class Verifier:
             stderr=subprocess.DEVNULL,
         )
         weakref.finalize(self, _kill, worker)
-        if _line(worker, _START_S).strip() != b'"ready"':
+        if (_line(worker, _START_S) or b"").strip() != b'"ready"':
             _kill(worker)
             raise RlkdError(
                 f"the process of math-verify did not start within {_START_S:g} s (python -m {_WORKER} shows why); "
@@ -91,8 +101,12 @@ class Verifier:
         self._worker = None
 
 
-def _line(worker: subprocess.Popen[bytes], limit_s: float) -> bytes:
-    """The next line; empty when it does not come in time, or ever."""
+def _shown(gold: str, found: str) -> str:
+    return f"{gold[:80]!r} and {found[:80]!r}"
+
+
+def _line(worker: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
+    """The next line; None when it does not come in time, empty when it never will."""
     assert worker.stdout is not None
     until = time.monotonic() + limit_s
     line = b""
@@ -100,7 +114,7 @@ def _line(worker: subprocess.Popen[bytes], limit_s: float) -> bytes:
         selector.register(worker.stdout, selectors.EVENT_READ)
         while not line.endswith(b"\n"):
             if not selector.select(max(0.0, until - time.monotonic())):
-                return b""
+                return None
             # Unbuffered: one reply a question, nothing is left over.
             piece = worker.stdout.read1(4096)  # type: ignore[attr-defined]
             if not piece:

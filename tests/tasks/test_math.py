@@ -1,6 +1,8 @@
 r"""Public layouts, splits, and verification by math-verify in a process of its own."""
 
 import json
+import os
+import signal
 import threading
 import time
 
@@ -179,6 +181,39 @@ def test_an_answer_without_end_is_wrong_and_the_next_pair_gets_its_own_verdict(m
     assert worker.equal("x", "slow") is False and "no verdict within 1 s" in caplog.text
     assert time.monotonic() - began >= 1.0 and process.poll() is not None
     assert worker.equal("x", "z") is True
+    worker.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+def test_a_signal_to_all_processes_of_a_job_makes_no_answer_wrong(verifier, number):
+    assert verifier.equal("2x", "x+x")
+    before = verifier._worker
+    os.kill(before.pid, number)
+    if number == signal.SIGKILL:
+        before.wait(20)
+    assert verifier.equal("2x", "x+x")
+    assert (verifier._worker is before) == (number != signal.SIGKILL)
+
+
+def test_an_answer_that_its_worker_dies_of_is_asked_for_twice_and_wrong(monkeypatch, caplog):
+    code = (
+        "import sys\nprint('\"ready\"', flush=True)\n"
+        "for l in sys.stdin:\n  'bad' in l and sys.exit(1)\n  print('true', flush=True)"
+    )
+    import rlkd_nemo.tasks.verifier as module
+
+    real, started = module.subprocess.Popen, []
+
+    def start(command, **more):
+        started.append(command)
+        return real([command[0], "-c", code], **more)
+
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    worker = Verifier(20.0)
+    assert worker.equal("x", "y") is True and len(started) == 1
+    assert worker.equal("x", "bad") is False and len(started) == 2
+    assert "died 2 times of 'x' and 'bad'" in caplog.text and "no verdict within" not in caplog.text
+    assert worker.equal("x", "z") is True and len(started) == 3
     worker.close()
 
 
