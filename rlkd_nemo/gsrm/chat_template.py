@@ -15,6 +15,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rlkd_nemo.errors import InputError
 
 _FILE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
+# For templates that date their prompts (Llama 3.2, whose own default this is): a run that goes on tomorrow must find the
+# rows that it began with, and the day of serving is another one anyway.
+_DAY = datetime(2024, 7, 26)
 
 
 class ChatTemplate:
@@ -33,7 +36,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.globals["strftime_now"] = _DAY.strftime
         self._tokens = _special_tokens(config)
         try:
             self._template = environment.from_string(text)

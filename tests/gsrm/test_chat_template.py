@@ -62,6 +62,11 @@ def test_transformers_agrees(tmp_path):
         assert ChatTemplate(path).prompt(MESSAGES) == wanted
 
 
+def test_a_date_is_the_same_every_day(tmp_path):
+    dated = directory(tmp_path / "a", chat_template="{{ strftime_now('%d %b %Y') }}")
+    assert ChatTemplate(dated).prompt(MESSAGES) == "26 Jul 2024"
+
+
 def test_what_cannot_be_used_is_named(tmp_path):
     with pytest.raises(InputError, match="has no chat template"):
         ChatTemplate(directory(tmp_path / "a"))
