@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rlkd_nemo import tasks
 from rlkd_nemo.config.load import conf_directory, load, to_yaml
 from rlkd_nemo.config.objectives import OBJECTIVES
 from rlkd_nemo.config.rules import check
@@ -93,6 +94,11 @@ def test_overrides_as_nemo_users_type_them():
 @pytest.mark.parametrize(("group", "known"), [("objective", OBJECTIVES), ("task", TASKS)])
 def test_files_and_classes_of_a_group_are_the_same(group, known):
     assert sorted(path.stem for path in (CONF / group).glob("*.yaml")) == sorted(known)
+
+
+def test_training_a_gsrm_wants_no_file_beside_its_rows_and_its_model():
+    # The job builds the task for the tokenizer's sake: one of a file would have to be there.
+    tasks.build(load("gsrm_7b").task)
 
 
 def test_no_file_names_a_machines_path():
