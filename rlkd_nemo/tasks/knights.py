@@ -7,6 +7,7 @@ all of them are decided at once.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,30 @@ def _claim(rng: random.Random, people: int) -> Claim:
         second = about()
     pair = (rng.choice(PAIRS), first, second)
     return ("not", pair) if draw > 0.9 else pair
+
+
+def shape(claims: Sequence[Claim]) -> str:
+    """Equal for puzzles that are one and the same but for the order of the people, or of the halves of a statement.
+
+    Every person is described by their statement, those named in it by their own descriptions of the round before (colour
+    refinement): what is equal is found to be, at the price that two different puzzles may, rarely, be taken for one.
+    """
+    people = [""] * len(claims)
+    for _ in claims:
+        people = [_hash(_described(claim, speaker, people)) for speaker, claim in enumerate(claims)]
+    return _hash(" ".join(sorted(people)))
+
+
+def _described(claim: Claim, speaker: int, people: Sequence[str]) -> str:
+    kind, *inner = claim
+    if kind in ("knight", "knave"):
+        return f"{kind} {'speaker' if inner[0] == speaker else people[inner[0]]}"
+    parts = [_described(part, speaker, people) for part in inner]
+    return f"{kind}({', '.join(parts if kind == 'if' else sorted(parts))})"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def say(claim: Claim, names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rlkd_nemo.tasks.knights import PAIRS, sample, say, solutions, table, work_out
+from rlkd_nemo.tasks.knights import PAIRS, sample, say, shape, solutions, table, work_out
 
 
 def holds(claim, knights):
@@ -33,6 +33,32 @@ def test_a_puzzle_by_hand():
     assert solutions(claims) == [(True, False)]
     # "I am a knave" has no solution, "I am a knight" has two.
     assert solutions([("knave", 0)]) == [] and len(solutions([("knight", 0)])) == 2
+
+
+def renumbered(claim, to):
+    kind, *inner = claim
+    return (kind, to[inner[0]]) if kind in ("knight", "knave") else (kind, *(renumbered(part, to) for part in inner))
+
+
+def turned(claim):
+    kind, *inner = claim
+    return (
+        ("not", turned(inner[0])) if kind == "not" else (kind, *inner[::-1]) if kind in ("and", "or", "iff") else claim
+    )
+
+
+def test_the_shape_is_that_of_the_puzzle_whatever_the_order():
+    rng = random.Random(0)
+    for people in (2, 3, 5, 8):
+        for _ in range(20):
+            claims = sample(rng, people)
+            to = rng.sample(range(people), people)
+            other = sorted(zip(to, (renumbered(turned(claim), to) for claim in claims)))
+            assert shape([claim for _, claim in other]) == shape(claims)
+    # `if` has a direction, and speaking of oneself is not speaking of another.
+    one, two = ("knight", 0), ("knight", 1)
+    assert shape([("if", one, two), one]) != shape([("if", two, one), one])
+    assert shape([("knave", 1), ("knight", 0)]) != shape([("knave", 0), ("knight", 0)])
 
 
 @pytest.mark.parametrize("pair", PAIRS)

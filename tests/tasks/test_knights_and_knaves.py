@@ -1,3 +1,5 @@
+from ast import literal_eval
+
 import pytest
 
 from rlkd_nemo import tasks
@@ -6,6 +8,7 @@ from rlkd_nemo.errors import ConfigError, InputError
 from rlkd_nemo.gsrm.steps import parse
 from rlkd_nemo.interfaces import Task
 from rlkd_nemo.rewards import format as form_reward
+from rlkd_nemo.tasks.knights import shape
 from rlkd_nemo.types import Problem, Rollout
 
 
@@ -17,7 +20,7 @@ def task():
 def test_the_task_and_its_paths(task):
     assert isinstance(task, Task) and task.symbols() is None and task.notation() is None
     counts = set()
-    for problem in task.generate("train", 0, "2-8", 40):
+    for problem in task.generate("train", 0, "2-8", 80):
         counts.add(problem.difficulty)
         assert 1 <= len(problem.teacher_paths) <= 2 and len(set(problem.teacher_paths)) == len(problem.teacher_paths)
         for path in problem.teacher_paths:
@@ -35,6 +38,9 @@ def test_splits_share_no_statements_and_held_out_puzzles_are_distinct(task):
     assert not set(claims["train"]) & set(claims["validation"]) and not set(claims["train"]) & set(claims["test"])
     assert not set(claims["validation"]) & set(claims["test"])
     assert len(set(claims["validation"])) == len(set(claims["test"])) == 100
+    # Nor are any two of different splits the same puzzle in another order.
+    shapes = {split: {shape(literal_eval(text)) for text in texts} for split, texts in claims.items()}
+    assert not shapes["train"] & (shapes["validation"] | shapes["test"]) and not shapes["validation"] & shapes["test"]
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
