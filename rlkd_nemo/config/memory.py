@@ -13,8 +13,11 @@ from rlkd_nemo.config.tree import nearest
 
 
 def has_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed; it is not imported."""
-    return importlib.util.find_spec("transformer_engine") is not None
+    """Whether Transformer Engine is installed; it is not imported.
+
+    True as well where there is no torch: a login node composes for the run's environment, whose ranks look for themselves.
+    """
+    return importlib.util.find_spec("transformer_engine") is not None or importlib.util.find_spec("torch") is None
 
 
 def problems(cfg: Config) -> Iterator[str]:
@@ -64,7 +67,7 @@ def _recompute(cfg: Config) -> Iterator[str]:
         )
         return
     pipeline = model.pipeline_model_parallel_size
-    if pipeline < 1 or model.num_layers < 1 or model.num_layers % pipeline:
+    if min(pipeline, model.num_layers, layers) < 1 or model.num_layers % pipeline:
         return  # named by other rules
     stage = model.num_layers // pipeline
     if method == "uniform" and stage % layers:

@@ -15,7 +15,9 @@ from rlkd_nemo.config.tree import nearest
 CONSTRAIN = ("auto", "vllm", "json_schema", "none")
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 DOMAINS = ("math", "code", "science", "puzzle")
+STYLES = ("letters", "prose")
 SCHEDULES = ("constant", "linear", "cosine")
+IMAGES = ("trainer", "vllm", "cpu")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.accelerator": ("auto", "cpu", "gpu"),
@@ -41,10 +43,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gsrm.alignment": ("prefix", "monotone"),
     "gsrm.norm": ("teacher", "none", "max"),
     "gsrm.llm.domain": DOMAINS,
+    "gsrm.training.form": ("json", "tags"),
     "gsrm.llm.judging": ("per_pair", "per_response"),
     "gsrm.llm.lazy": ("auto", "on", "off"),
     "gsrm.llm.decomposer.constrain": CONSTRAIN,
     "gsrm.llm.judge.constrain": CONSTRAIN,
+    "layout.trainer.image": IMAGES,
+    "layout.gsrm.image": IMAGES,
     "gsrm.llm.decomposer.limit_field": LIMIT_FIELDS,
     "gsrm.llm.judge.limit_field": LIMIT_FIELDS,
     "gsrm.server.log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
@@ -80,9 +85,15 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "gsrm.prefill": ("num_problems", "concurrency"),
     "gsrm.label": ("num_problems", "concurrency"),
     "gsrm.evaluation": ("concurrency",),
+    "gsrm_demo": ("num_rows", "held_out_rows"),
     "gsrm.service": ("items_per_request", "concurrency", "attempts", "probes"),
     "rollout": ("batch_size", "max_new_tokens"),
     "validation": ("num_problems", "samples", "max_new_tokens"),
+    "layout": ("signal_s",),
+    "layout.trainer": ("cpus_per_task", "mem_gb", "port"),
+    "layout.gsrm": ("cpus_per_task", "mem_gb"),
+    "layout.gsrm.decomposer": ("tensor_parallel_size", "port", "max_model_len"),
+    "layout.gsrm.judge": ("tensor_parallel_size", "port", "max_model_len"),
     "demo": ("test_problems", "test_samples"),
     "demo.base": ("steps", "num_paths"),
     "demo.teacher": ("steps", "num_paths"),
@@ -104,6 +115,8 @@ POSITIVE: dict[str, tuple[str, ...]] = {
     "gsrm.llm.judge": ("connect_timeout_s", "timeout_s", "breaker_cool_s"),
     "gsrm.server": ("deadline_s", "drain_s"),
     "gsrm.prefill": ("per_s",),
+    "gsrm.training": ("epochs",),
+    "gsrm_demo": ("startup_s",),
     "gsrm.label": ("per_s",),
     "gsrm.service": ("deadline_s", "backoff_s", "startup_s"),
     "rollout": ("temperature",),
@@ -127,6 +140,10 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "gsrm.llm.judge": ("reasoning_tokens",),
     "gsrm.server": ("port", "queue_items", "cache_bytes", "startup_s"),
     "gsrm.service": ("pause_s", "probe_interval"),
+    "layout.trainer": ("gpus_per_node",),
+    "layout.gsrm": ("nodes", "gpus_per_node"),
+    "layout.gsrm.decomposer": ("replicas",),
+    "layout.gsrm.judge": ("replicas",),
     "gate": ("max_log_prob_gap", "min_teacher_influence"),
     "demo": ("max_teacher_retrains", "retrain_within_s"),
 }
@@ -134,7 +151,10 @@ SHARES: dict[str, tuple[str, ...]] = {
     "data": ("noise",),
     "rlkd": ("max_failed_fraction",),
     "gsrm.llm": ("eager_share",),
+    "gsrm.training": ("held_out",),
+    "model.optim.sched": ("warmup_ratio",),
     "gsrm.evaluation": ("held_out",),
+    "gsrm_demo": ("altered", "cut", "min_parse_rate", "min_step_f1", "min_agreement"),
     "demo": ("min_teacher_accuracy",),
     "demo.base": ("noise",),
     "demo.teacher": ("noise",),

@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config import batches, gsrm_rules, memory, monitor, objectives, precision, ranges, service_rules
-from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, PromptsTask, RopeScaling, Stage
+from rlkd_nemo.config import (
+    batches,
+    gsrm_rules,
+    layout_rules,
+    memory,
+    monitor,
+    objectives,
+    precision,
+    ranges,
+    service_rules,
+    task_rules,
+)
+from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, RopeScaling, Stage
 from rlkd_nemo.errors import ConfigError
 
 
@@ -28,6 +39,7 @@ def check(cfg: Config) -> list[str]:
         _rewards,
         gsrm_rules.problems,
         service_rules.problems,
+        layout_rules.problems,
         _task,
         monitor.problems,
     )
@@ -55,6 +67,11 @@ def _schedule(cfg: Config) -> Iterator[str]:
         yield (
             f"model.optim.sched.warmup_steps={sched.warmup_steps} leaves nothing of {updates} updates of trainer.rlkd or "
             f"{cfg.trainer.sft.max_steps} of trainer.sft; lower it or raise max_steps"
+        )
+    if sched.warmup_ratio is not None and sched.warmup_steps:
+        yield (
+            f"model.optim.sched.warmup_ratio={sched.warmup_ratio} and warmup_steps={sched.warmup_steps} both say how long the "
+            "warm-up is; wanted one of them"
         )
     if sched.min_lr > cfg.model.optim.lr:
         yield f"model.optim.sched.min_lr={sched.min_lr} is above model.optim.lr={cfg.model.optim.lr}; lower it"
@@ -224,21 +241,22 @@ def _batches(cfg: Config) -> Iterator[str]:
     model, rlkd = cfg.model, cfg.rlkd
     ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
     world = cfg.trainer.num_nodes * (cfg.trainer.devices or 0)
-    if min(ranks, world, rlkd.updates_per_batch, rlkd.num_prompts) < 1 or world % ranks:
-        return  # named above
-    replicas = world // ranks
-    if cfg.data.global_batch_size % replicas:
+    # 0: the ranks make no layout, which is named above.
+    replicas = world // ranks if min(ranks, world) >= 1 and world % ranks == 0 else 0
+    if replicas and cfg.data.global_batch_size % replicas:
         yield (
             f"data.global_batch_size={cfg.data.global_batch_size} does not divide over {replicas} data-parallel ranks "
             f"(ranks / (tensor x pipeline x context)); wanted a multiple of {replicas}"
         )
+    if min(rlkd.updates_per_batch, rlkd.num_prompts) < 1:
+        return  # named by their range
     if rlkd.num_prompts % rlkd.updates_per_batch:
         sizes = ", ".join(str(n) for n in range(1, rlkd.num_prompts + 1) if rlkd.num_prompts % n == 0)
         yield (
             f"rlkd.num_prompts={rlkd.num_prompts} does not divide into rlkd.updates_per_batch={rlkd.updates_per_batch} "
             f"updates of whole groups; wanted one of {sizes}"
         )
-    else:
+    elif replicas:
         rows = rlkd.num_prompts // rlkd.updates_per_batch * rlkd.group_size
         if rows % replicas:
             yield (
@@ -277,17 +295,6 @@ def _task(cfg: Config) -> Iterator[str]:
             yield f"task.modulus={cfg.task.modulus} is out of range; wanted a whole number >= 2"
         if cfg.task.num_teacher_paths < 1:
             yield f"task.num_teacher_paths={cfg.task.num_teacher_paths} is out of range; wanted a whole number >= 1"
-    if isinstance(cfg.task, PromptsTask):
-        if not cfg.task.path:
-            yield "task.path is not set; task=prompts wants a JSON-lines file there"
-        held_out = cfg.task.validation_fraction + cfg.task.test_fraction
-        if min(cfg.task.validation_fraction, cfg.task.test_fraction) < 0 or held_out >= 1:
-            yield (
-                f"task.validation_fraction={cfg.task.validation_fraction} and task.test_fraction="
-                f"{cfg.task.test_fraction} leave nothing to train on; wanted two numbers >= 0 with a sum below 1"
-            )
-        if cfg.model.tokenizer.library == "task":
-            yield (
-                "model.tokenizer.library=task wants a closed vocabulary, which task=prompts has not; "
-                "wanted bytes or huggingface"
-            )
+        if cfg.task.style not in ranges.STYLES:
+            yield f"task.style={cfg.task.style!r} is unknown; wanted one of {', '.join(ranges.STYLES)}"
+    yield from task_rules.problems(cfg)

@@ -77,6 +77,7 @@ class Schedule:
 
     name: str = "constant"  # constant, linear, cosine
     warmup_steps: int = 0
+    warmup_ratio: float | None = None  # share of the decay's updates, in place of warmup_steps
     decay_steps: int | None = None  # null: the whole run
     min_lr: float = 0.0
 
@@ -331,6 +332,18 @@ class Prefill:
 
 
 @dataclass
+class GsrmTraining:
+    """`examples/train_gsrm.py`: supervised training of the GSRM itself, batches as in `data` and `trainer.sft`."""
+
+    data: str = ""  # file of rows (gsrm/dataset.py)
+    held_out: float = 0.0  # share of the problems, by their hash, that is kept for gsrm.evaluation
+    form: str = "json"  # of a decomposition; json: for constrained decoding; tags: for endpoints that offer none
+    epochs: float | None = None  # passes over the rows; null: trainer.sft.max_steps updates
+    drop_longer: bool = False  # leave out, and count, rows longer than model.encoder_seq_length, which is an error else
+    export: str | None = None  # Hugging Face directory for the result; null: <exp_dir>/hf
+
+
+@dataclass
 class Label:
     """`examples/label_gsrm_data.py`: training data for a GSRM, by the model of `gsrm.llm.decomposer`."""
 
@@ -364,6 +377,7 @@ class Gsrm:
     service: GsrmService = field(default_factory=GsrmService)
     server: GsrmServer = field(default_factory=GsrmServer)
     prefill: Prefill = field(default_factory=Prefill)
+    training: GsrmTraining = field(default_factory=GsrmTraining)
     label: Label = field(default_factory=Label)
     evaluation: Evaluation = field(default_factory=Evaluation)
     token_env: str = "RLKD_GSRM_TOKEN"  # environment variable with the bearer token; unset: none is wanted, or sent
@@ -408,6 +422,51 @@ class Gate:
 
 
 @dataclass
+class TrainerPart:
+    """`layout.trainer`: the trainer's nodes, of which there are trainer.num_nodes with trainer.devices ranks each."""
+
+    gpus_per_node: int = 0  # one a rank; 0: ranks on CPUs, or a machine without a scheduler
+    cpus_per_task: int = 1  # of a rank; 8 to 16 feed a GPU
+    mem_gb: int | None = None  # memory of a node, GB; null: all of it
+    port: int = 29500  # where the ranks meet, on the first node
+    image: str = "trainer"  # container: the site file says which image trainer, vllm and cpu stand for
+
+
+@dataclass
+class VllmPart:
+    """Copies of one model behind vLLM on the GSRM's nodes: copy i listens on port + i."""
+
+    replicas: int = 0  # 0: none is started; the endpoints of gsrm.llm are somebody else's
+    tensor_parallel_size: int = 1  # GPUs a copy, all of one node
+    port: int = 8000
+    weights: str | None = None  # directory, or name on the hub, of what is served
+    max_model_len: int = 32768  # tokens of prompt and reply (RLKD's GSRM: 32,768 positions)
+
+
+@dataclass
+class GsrmPart:
+    """`layout.gsrm`: nodes that score structure: the GSRM's server (gsrm.server) on the first one, and its models."""
+
+    nodes: int = 0  # 0: no component of its own; the trainer scores by itself, or asks a server that runs elsewhere
+    gpus_per_node: int = 0
+    cpus_per_task: int = 8
+    mem_gb: int | None = None
+    image: str = "vllm"
+    decomposer: VllmPart = field(default_factory=VllmPart)
+    judge: VllmPart = field(default_factory=lambda: VllmPart(port=8100))
+
+
+@dataclass
+class Layout:
+    """The job on a cluster: components of one heterogeneous Slurm job. What a site calls its things is not here."""
+
+    time_limit: str = "00:04:00:00"  # DD:HH:MM:SS
+    signal_s: int = 600  # SIGUSR1 so long before that end: save, requeue, go on
+    trainer: TrainerPart = field(default_factory=TrainerPart)
+    gsrm: GsrmPart = field(default_factory=GsrmPart)
+
+
+@dataclass
 class Stage:
     """One supervised stage of the quickstart: its length, learning rate and demonstrations."""
 
@@ -440,11 +499,31 @@ class Demo:
 
 
 @dataclass
+class GsrmDemo:
+    """`examples/demo_gsrm.py`: a tiny GSRM, its training data, and what it must reach."""
+
+    vllm_python: str | None = None  # a Python that has vLLM; null: environment variable RLKD_VLLM_PYTHON
+    startup_s: float = 400.0  # for vLLM to be ready; 45 to 80 s on two idle cores
+    num_rows: int = 10_000  # to train on
+    held_out_rows: int = 300  # to measure on, of other problems
+    altered: float = (
+        0.4  # share of training texts with steps that make no sense together, as students in training write
+    )
+    cut: float = 0.05  # share of training texts that break off
+    train_config: str = "gsrm_tiny"  # config of examples/train_gsrm.py
+    training: list[str] = field(default_factory=list)  # overrides of it
+    min_parse_rate: float = 0.95
+    min_step_f1: float = 0.9
+    min_agreement: float = 0.95  # share of the run's rollouts with the same reward as by rule
+
+
+@dataclass
 class ExpressionsTask:
     """Nested integer expressions modulo m, one letter an operator."""
 
     modulus: int = 5
     num_teacher_paths: int = 1  # strategies in the reference, the teacher's own first
+    style: str = "letters"  # letters: `c:2*3=1;` a step; prose: the same steps as sentences in several phrasings
 
 
 @dataclass
@@ -460,6 +539,29 @@ class PromptsTask:
 
 
 @dataclass
+class KnightsAndKnavesTask:
+    """Puzzles with one solution; data.train_difficulty and validation_difficulty are numbers of people, 2 to 8."""
+
+    num_teacher_paths: int = 1  # worked paths a puzzle, each beginning with another person where one has to suppose
+    chat_template: str | None = None  # directory whose chat template wraps the question; null: plain text
+
+
+@dataclass
+class MathTask:
+    """Mathematics from public files: JSON lines or one JSON list (tasks/math.py lists the layouts)."""
+
+    path: str = ""
+    validation_path: str | None = None  # file of its own; null: validation_fraction of `path`
+    test_path: str | None = None
+    layout: str = "auto"  # auto: by the keys of the first row; gsm8k, math, answer, openr1, verl
+    validation_fraction: float = 0.02  # by content hash; not read where that split has a file of its own
+    test_fraction: float = 0.02
+    num_teacher_paths: int = 1  # most references a problem that are kept, verified ones first
+    chat_template: str | None = None  # directory whose chat template wraps the problem; null: plain text
+    verify_s: float = 5.0  # for math-verify on one answer, which counts as wrong after that
+
+
+@dataclass
 class Convert:
     """`examples/convert_checkpoint.py`: a Hugging Face directory to a checkpoint, or the other way round."""
 
@@ -468,7 +570,12 @@ class Convert:
     family: str | None = None  # to Hugging Face: a name of engine/model/families; null: the plainest that fits
 
 
-TASKS: dict[str, type] = {"expressions": ExpressionsTask, "prompts": PromptsTask}
+TASKS: dict[str, type] = {
+    "expressions": ExpressionsTask,
+    "knights_and_knaves": KnightsAndKnavesTask,
+    "math": MathTask,
+    "prompts": PromptsTask,
+}
 
 
 @dataclass
@@ -489,5 +596,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     validation: Validation = field(default_factory=Validation)
     gate: Gate = field(default_factory=Gate)
+    layout: Layout = field(default_factory=Layout)
     demo: Demo = field(default_factory=Demo)
+    gsrm_demo: GsrmDemo = field(default_factory=GsrmDemo)
     convert: Convert = field(default_factory=Convert)

@@ -68,7 +68,8 @@ def choose(group: str, name: Any, origin: str) -> type:
 def fill(settings: list[Setting]) -> tuple[Config | None, list[str]]:
     """Put all settings, in order, over the schema's defaults.
 
-    Returns: the typed config, None when something did not fit; and every problem as one sentence.
+    Returns: the typed config without what did not fit, None when a group is not chosen or a value leads nowhere; and
+    every problem as one sentence.
     """
     problems: list[str] = []
     tree = OmegaConf.structured(Config)
@@ -98,14 +99,14 @@ def fill(settings: list[Setting]) -> tuple[Config | None, list[str]]:
                 problems.append(
                     f"{setting.key}={setting.value!r} ({setting.origin}) has the wrong type; wanted {wanted}"
                 )
-    if problems:
+    if any(OmegaConf.is_missing(tree, group) or tree[group] is None for group in NAMED):
         return None, problems
     try:
-        return OmegaConf.to_object(tree), []  # type: ignore[return-value]
+        return OmegaConf.to_object(tree), problems  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         # An interpolation that leads nowhere, or to a value of another type.
         reason = str(error).splitlines()[0]
-        return None, [f"{getattr(error, 'full_key', None) or 'config'}: {reason}"]
+        return None, [*problems, f"{getattr(error, 'full_key', None) or 'config'}: {reason}"]
 
 
 def _unknown(setting: Setting, known: set[str], tree: DictConfig) -> str:

@@ -16,6 +16,7 @@ class Alarm:
     """A metric outside [low, high] (None: no such bound) and what that says."""
 
     metric: str
+    title: str  # as a reader's row is named
     low: float | None
     high: float | None
     says: str
@@ -39,13 +40,43 @@ class Alarm:
 # 80 % false yes it rings in 3 to 6 of 10, at half next to never. Short references do begin alike by chance: 0.19 of the
 # demo's steps do, so that a right judge rings it there in 2 to 4 of 100; a bound of 0.3 rang in 25 to 29.
 ALARMS = (
-    Alarm("audit/canary_same", 0.75, None, "a reference is not recognised in itself: decomposer or judge has gone blind"),
-    Alarm("audit/canary_other", None, 0.5, "another problem's reference counts as following: the judge says yes to anything"),
-    Alarm("audit/order_swap_disagreement", None, 0.3, "verdicts depend on which text comes first"),
-    Alarm("audit/step_inflation", None, 1.5, "responses have far more steps than references: padding, perhaps for reward"),
-    Alarm("reward/structure_outcome_correlation", -0.2, None, "the more structure, the fewer right answers"),
-    Alarm("reward/failed_fraction", None, 0.05, "rollouts go without a reward"),
-)  # fmt: skip
+    Alarm(
+        "audit/canary_same",
+        "References followed by themselves",
+        0.75,
+        None,
+        "a reference is not recognised in itself: decomposer or judge has gone blind",
+    ),
+    Alarm(
+        "audit/canary_other",
+        "Another problem's reference followed",
+        None,
+        0.5,
+        "another problem's reference counts as following: the judge says yes to anything",
+    ),
+    Alarm(
+        "audit/order_swap_disagreement",
+        "Verdicts that change with the order",
+        None,
+        0.3,
+        "verdicts depend on which text comes first",
+    ),
+    Alarm(
+        "audit/step_inflation",
+        "Steps of responses over references",
+        None,
+        1.5,
+        "responses have far more steps than references: padding, perhaps for reward",
+    ),
+    Alarm(
+        "reward/structure_outcome_correlation",
+        "Structure and outcome, correlation",
+        -0.2,
+        None,
+        "the more structure, the fewer right answers",
+    ),
+    Alarm("reward/failed_fraction", "Rollouts without a reward", None, 0.05, "rollouts go without a reward"),
+)
 
 
 def step_inflation(scores: Sequence[Score]) -> dict[str, float]:

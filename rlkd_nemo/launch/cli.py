@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlkd_nemo.errors import EXIT_DONE, ConfigError, RlkdError
-from rlkd_nemo.launch import local, rank
+from rlkd_nemo.launch import local, rank, srun
 
 if TYPE_CHECKING:
     from rlkd_nemo.config.schema import Config
@@ -23,7 +23,7 @@ def cli(
     main: Callable[[Config], Any],
     default: str,
     *,
-    ranks: Callable[[Config], int] = lambda cfg: 1,
+    ranks: Callable[[Config], int] | None = None,
     description: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
@@ -31,26 +31,33 @@ def cli(
 
     Args:
         default: config name used without --config-name.
-        ranks: how many ranks this machine runs. Where RANK is set (torchrun, srun) this process already is one.
+        ranks: how many ranks this machine runs; None: one process by itself, whatever `trainer` says. Where RANK is set
+            (torchrun), and in each of several tasks of srun, this process already is a rank.
         description: shown by --help.
         argv: arguments; default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser(default, description).parse_intermixed_args(arguments)
+    options = parser(default, description).parse_intermixed_args(arguments)
+    if ranks is not None:
+        srun.adopt(os.environ)
     is_rank = "RANK" in os.environ
     if is_rank:
         rank.enter()
     try:
-        cfg = _load(options)
+        cfg = load_checked(options)
         if options.cfg or options.check:
             _show(cfg, options)
             sys.exit(EXIT_DONE)
-        number = ranks(cfg)
-        _check_world(cfg, number, is_rank)
+        number = 1 if ranks is None else ranks(cfg)
+        if ranks is not None:
+            _check_world(cfg, number, is_rank)
     except RlkdError as error:
         if os.environ.get(rank.TRACEBACK):
             raise
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        if is_rank and os.environ.get(rank.REPORTS):
+            rank.report(error.exit_code, str(error), deliberate=True)  # said once, by whoever started the ranks
+        else:
+            sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         sys.exit(error.exit_code)
     if is_rank:
         rank.leave(rank.run(main, cfg))
@@ -60,21 +67,23 @@ def cli(
     rank.leave(rank.run(main, cfg))
 
 
-def _parser(default: str, description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser(default: str, description: str | None) -> argparse.ArgumentParser:
+    """The arguments that all commands share."""
+    found = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 2 wrong config or input, 3 stopped by a signal and saved, 1 anything else",
     )
-    parser.add_argument("overrides", nargs="*", help="group=choice (objective=grpo) or key=value (objective.alpha=0.3)")
-    parser.add_argument("--config-name", default=default, help="config to start from (default: %(default)s)")
-    parser.add_argument("--config-dir", default=None, help="folder of the config (default: the conf/ of the package)")
-    parser.add_argument("--cfg", choices=["job"], help="print the resolved config and stop")
-    parser.add_argument("--check", action="store_true", help="check the config without starting anything")
-    return parser
+    found.add_argument("overrides", nargs="*", help="group=choice (objective=grpo) or key=value (objective.alpha=0.3)")
+    found.add_argument("--config-name", default=default, help="config to start from (default: %(default)s)")
+    found.add_argument("--config-dir", default=None, help="folder of the config (default: the conf/ of the package)")
+    found.add_argument("--cfg", choices=["job"], help="print the resolved config and stop")
+    found.add_argument("--check", action="store_true", help="check the config without starting anything")
+    return found
 
 
-def _load(options: argparse.Namespace) -> Config:
+def load_checked(options: argparse.Namespace) -> Config:
+    """The config that the command line asks for. Raises ConfigError with every problem."""
     # Late: --help should not wait for hydra.
     from rlkd_nemo.config.load import load
     from rlkd_nemo.config.rules import enforce

@@ -57,7 +57,7 @@ def run_ranks(script: str | Path, argv: Sequence[str], num_ranks: int, *, grace_
     previous = {number: signal.signal(number, group.on_signal) for number in group.forwarded}
     try:
         group.start()
-        return _verdict(group.wait(grace_s))
+        return verdict(group.wait(grace_s))
     finally:
         group.kill()
         for number, handler in previous.items():
@@ -177,8 +177,8 @@ class _Group:
         return f", in {beat['stage']}" + (f"; its last log lines:{lines}" if lines else "")
 
 
-def _verdict(ended: list[Ended]) -> int:
-    """Say what went wrong, each thing once, and choose the exit code."""
+def verdict(ended: list[Ended]) -> int:
+    """Say on stderr what went wrong, each thing once, and choose the exit code."""
     failed = [end for end in ended if end.code]
     if not failed:
         return EXIT_DONE

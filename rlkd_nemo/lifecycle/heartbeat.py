@@ -32,8 +32,6 @@ PERIOD_S = 2.0
 _ENDED = "ended"
 # Even a starved peer has heard a verdict by then; launchers give more before they kill.
 _LINGER_S = 5.0
-# torchrun keeps the store when it starts the ranks again: what an earlier attempt said must not end this one.
-_PREFIX = f"rlkd_nemo/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 class Heartbeat:
@@ -49,6 +47,7 @@ class Heartbeat:
     ) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.silence_s, self.period_s = silence_s, period_s
+        self._prefix = _prefix()
         self.linger_s = max(_LINGER_S, 2.5 * period_s)
         self._beats = 0
         self._job: dict[str, Any] = {}
@@ -201,11 +200,16 @@ class Heartbeat:
         return bool(self._job.get("where")) and self._job["where"][0] == _ENDED
 
     def _write(self, key: str, value: dict[str, Any]) -> None:
-        self.store.set(f"{_PREFIX}/{key}", json.dumps(value))
+        self.store.set(f"{self._prefix}/{key}", json.dumps(value))
 
     def _read(self, key: str) -> dict[str, Any] | None:
-        key = f"{_PREFIX}/{key}"
+        key = f"{self._prefix}/{key}"
         return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
+
+def _prefix() -> str:
+    """torchrun keeps the store when it starts the ranks again: what an earlier attempt said must not end this one."""
+    return f"rlkd_nemo/heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 _running: Heartbeat | None = None

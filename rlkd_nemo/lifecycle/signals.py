@@ -28,6 +28,11 @@ def stop_requested() -> bool:
     return bool(_received)
 
 
+def note() -> None:
+    """As if a SIGUSR1 had come."""
+    _note(signal.SIGUSR1, None)
+
+
 def clear() -> None:
     """Forget what was received."""
     _received.clear()

@@ -122,7 +122,7 @@ def alarms(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, An
                 rang = [step for step, value in seen if alarm.rings(value)]
                 rows.append(
                     {
-                        "run": run, "name": _name(alarm.metric.replace("/", " ")), "bounds": alarm.bounds,
+                        "run": run, "name": alarm.title, "bounds": alarm.bounds,
                         "value": float(seen[-1][1]), "first": rang[0] if rang else None, "times": len(rang),
                         "now": alarm.rings(seen[-1][1]), "says": alarm.says,
                     }

@@ -3,7 +3,8 @@
 The prompt is `(4a+(1b+(2c*3)))d*4=<think>`, each operator with a letter. A response is
 `c:2*3=1;b:1+1=2;a:4+2=1;d:1*4=4;</think><answer>4</answer>`. A step `c:2*3=1;` is meta-reasoning (`c`: which
 sub-expression is reduced next, several being possible), sub-problem (`2*3`) and answer (`1`), as arXiv:2505.16142
-splits reasoning. Every token is one symbol of a closed vocabulary.
+splits reasoning. Every token is one symbol of a closed vocabulary. In the style `prose` the same steps are sentences
+(expression_prose.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from rlkd_nemo.config.ranges import STYLES
 from rlkd_nemo.config.schema import ExpressionsTask
 from rlkd_nemo.errors import ConfigError, InputError
+from rlkd_nemo.tasks import expression_prose as prose
 from rlkd_nemo.tasks.answers import final_answer
 from rlkd_nemo.tasks.expression_tree import (
     LETTERS,
@@ -55,7 +58,10 @@ class Expressions:
                 f"task.modulus={settings.modulus}, task.num_teacher_paths={settings.num_teacher_paths}; "
                 "wanted at least 2 and 1"
             )
+        if settings.style not in STYLES:
+            raise ConfigError(f"task.style={settings.style!r} is unknown; wanted one of {', '.join(STYLES)}")
         self.modulus, self.num_teacher_paths = settings.modulus, settings.num_teacher_paths
+        self.prose = settings.style == "prose"
         self._streams: dict[tuple[str, int, str], _Stream] = {}
 
     def generate(self, split: str, seed: int, difficulty: str, n: int, start: int = 0) -> list[Problem]:
@@ -85,21 +91,29 @@ class Expressions:
         for index, (tree, size) in enumerate(self._trees(split, seed, difficulty, n, start), start):
             rng = _generator("demonstration", split, seed, difficulty, index)
             order = STRATEGIES[rng.choice(list(strategies))](tree, rng)
-            pairs.append((self._problem(tree, size), response(*work_out(tree, order, self.modulus, noise, rng))))
+            worked = work_out(tree, order, self.modulus, noise, rng)
+            pairs.append((self._problem(tree, size), self.respond(*worked, rng)))
         return pairs
 
     def verify(self, problem: Problem, response: str) -> bool:
         """Is the text of the last <answer>...</answer> the gold number?"""
         return final_answer(response) == problem.answer
 
+    def respond(self, steps: Sequence[Step], value: int, rng: random.Random) -> str:
+        """A response in the task's style; `rng` chooses the phrasings of prose."""
+        if not self.prose:
+            return response(steps, value)
+        return f"{prose.write(steps, value, rng)}</think><answer>{value}</answer>"
+
     def symbols(self) -> list[str]:
-        """Numbers, operators, punctuation, letters and the four tags: 30 at modulus 5."""
+        """Numbers, operators, punctuation, letters and the four tags: 30 at modulus 5; in prose its fixed pieces too."""
         numbers = [str(value) for value in range(self.modulus)]
-        return [*numbers, *OPERATORS, *"()=:;", *LETTERS, "<think>", "</think>", "<answer>", "</answer>"]
+        short = [*numbers, *OPERATORS, *"()=:;", *LETTERS, "<think>", "</think>", "<answer>", "</answer>"]
+        return [*short, *prose.pieces()] if self.prose else short
 
     def notation(self) -> Notation:
-        """`letter:question=answer;` a step."""
-        return Notation("expressions-1", decompose)
+        """`letter:question=answer;` a step; in prose the sentences, read by rule."""
+        return Notation("prose-1", prose.decompose) if self.prose else Notation("expressions-1", decompose)
 
     def _trees(self, split: str, seed: int, difficulty: str, n: int, start: int) -> list[tuple[Node, int]]:
         if split not in SPLITS:
@@ -151,15 +165,18 @@ class Expressions:
         return hashlib.sha256(f"{render(tree)} mod {self.modulus}".encode()).hexdigest()
 
     def _problem(self, tree: Node, size: int) -> Problem:
-        paths: list[str] = []
+        orders: list[list[str]] = []
         canonical = (post_order(tree, _NO_CHOICE), right_order(tree, _NO_CHOICE))
         for order in chain(canonical, every_order(tree) if self.num_teacher_paths > 1 else ()):
-            text = response(*work_out(tree, order, self.modulus))
-            if text not in paths:
-                paths.append(text)
-            if len(paths) == self.num_teacher_paths:
+            if order not in orders:
+                orders.append(order)
+            if len(orders) == self.num_teacher_paths:
                 break
         expression = render(tree)
+        paths = [
+            self.respond(*work_out(tree, order, self.modulus), _generator("teacher path", expression, order))
+            for order in orders
+        ]
         return Problem(
             id=self._digest(tree)[:16],
             prompt=f"{expression}=<think>",

@@ -31,6 +31,8 @@ class Prompts:
     Raises: InputError for a missing or empty file, PromptFileError for bad lines.
     """
 
+    paths_key = "task.teacher_path_key"  # named where paths are missing
+
     def __init__(self, settings: PromptsTask) -> None:
         self.settings = settings
         self.problems: dict[str, list[Problem]] = {"train": [], "validation": [], "test": []}
@@ -66,7 +68,7 @@ class Prompts:
         if not problems:
             raise InputError(
                 f"{self.settings.path}: no problem of the {split} split has a teacher path; "
-                f"wanted them under task.teacher_path_key={self.settings.teacher_path_key}"
+                f"wanted them under {self.paths_key}={getattr(self.settings, self.paths_key.partition('.')[2])}"
             )
         rounds = [index // len(problems) for index in range(start, start + n)]
         walked = _walk(problems, ("demonstration", split, seed), range(start, start + n))

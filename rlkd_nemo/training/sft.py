@@ -9,7 +9,7 @@ import torch
 
 from rlkd_nemo.config.schema import Data, SFTLoop
 from rlkd_nemo.errors import InputError
-from rlkd_nemo.interfaces import Actor, Task, Tokenizer
+from rlkd_nemo.interfaces import Actor, Demonstrator, Tokenizer
 from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.losses.batch import TokenLoss
 from rlkd_nemo.training.batch import SequenceBatch
@@ -55,7 +55,7 @@ class SFTTrainer:
         self,
         *,
         actor: Actor,
-        task: Task,
+        task: Demonstrator,
         tokenizer: Tokenizer,
         loop: SFTLoop,
         data: Data,

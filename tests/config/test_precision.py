@@ -1,9 +1,12 @@
 """Rules of FP8 and of the layers it needs: nothing that Megatron would drop without a word is accepted."""
 
+import importlib.util
+
 import pytest
 
 from rlkd_nemo.config import precision
 from rlkd_nemo.config.load import load
+from rlkd_nemo.config.memory import has_transformer_engine
 from rlkd_nemo.config.rules import check
 from rlkd_nemo.config.schema import Model
 
@@ -33,6 +36,14 @@ def test_without_transformer_engine_one_error_names_the_extra(monkeypatch, asked
     assert len(found) == 1
     assert asked in found[0]
     assert "pip install 'rlkd_nemo[fp8]'" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("installed", "accepted"), [({"torch"}, False), (set(), True), ({"torch", "transformer_engine"}, True)]
+)
+def test_a_login_node_without_torch_leaves_the_question_to_the_ranks(monkeypatch, installed, accepted):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
+    assert has_transformer_engine() == accepted
 
 
 CASES = [

@@ -25,6 +25,7 @@ FLOOR_0 = {
     "rewards",
     "launch",
     "report",
+    "doctor",
 }
 EXAMPLES = sorted(ROOT.glob("examples/**/*.py"))
 

@@ -21,12 +21,13 @@ pytestmark = pytest.mark.ranks
     "overrides",
     [
         ["objective=grpo"],
-        ["objective=kdrl", "objective.reference_kl=0.01"],
-        ["objective=opd"],
-        ["model.pipeline_model_parallel_size=2"],
-        ["model.tensor_model_parallel_size=1"],  # data parallel 2
+        # Data parallel 2 and pipeline parallel 2 beside another objective each: what is asked here is that they compose.
+        ["objective=kdrl", "objective.reference_kl=0.01", "model.tensor_model_parallel_size=1"],
+        ["objective=opd", "model.tensor_model_parallel_size=1", "model.pipeline_model_parallel_size=2"],
         ["model.context_parallel_size=2", "model.tensor_model_parallel_size=1", "model.packed_sequences=true"],
         [
+            "trainer.precision=bf16",
+            "gate.max_log_prob_gap=0.05",
             "rollout.tensor_model_parallel_size=2",
             "model.sequence_parallel=true",
             "model.activations_checkpoint_granularity=full",
@@ -44,11 +45,10 @@ pytestmark = pytest.mark.ranks
             "model.optim.overlap_param_sync=true",
             "model.optim.bucket_size=5000",
         ],
-        ["trainer.precision=bf16", "gate.max_log_prob_gap=0.05"],
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_one_override_is_enough(start, tmp_path, overrides):
+def test_overrides_are_enough(start, tmp_path, overrides):
     ended = run_example("train_rlkd", *start, *overrides, "trainer.rlkd.max_steps=2", f"exp_manager.exp_dir={tmp_path}")
     assert ended.code == 0, ended.err
     lines = read_metrics(tmp_path)
@@ -136,7 +136,8 @@ def test_the_end_of_the_jobs_time_saves_and_gives_the_directory_back(start, unin
     directory = f"exp_manager.exp_dir={tmp_path}"
     holder = RunLock(tmp_path)
     holder.acquire()
-    refused = run_example("train_rlkd", *start, *FIVE, directory)
+    one = ["trainer.devices=1", "model.tensor_model_parallel_size=1"]
+    refused = run_example("train_rlkd", *start, *FIVE, *one, directory)
     assert refused.code == 2 and refused.err.count(f"in use by another job: process {os.getpid()}") == 1, refused.err
     holder.release()
 

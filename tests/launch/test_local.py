@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkd_nemo.launch.local import Ended, _verdict
+from rlkd_nemo.launch.local import Ended, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("rank_script.py")
@@ -150,4 +150,4 @@ def ended(rank, code, *, time=1.0, killed=False, message="m", deliberate=True):
     ],
 )
 def test_one_code_for_all(ends, code):
-    assert _verdict(ends) == code
+    assert verdict(ends) == code

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+
+from rlkd_nemo.lifecycle.heartbeat import Heartbeat
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("heartbeat_ranks.py")
@@ -86,14 +89,11 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
     assert out.count("DONE") == 2
 
 
-def test_what_an_earlier_attempt_said_does_not_end_this_one():
+def test_what_an_earlier_attempt_said_does_not_end_this_one(monkeypatch):
     # torchrun keeps its store when it starts the ranks again, and counts the attempts.
-    code = "from rlkd_nemo.lifecycle import heartbeat; print(heartbeat._PREFIX)"
-    prefixes = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RESTART_COUNT": n},
-            capture_output=True, text=True, check=True,
-        ).stdout
-        for n in ("0", "1")
-    }  # fmt: skip
-    assert len(prefixes) == 2
+    store = dist.HashStore()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    Heartbeat(store, 0, 2, silence_s=1).tell("the first attempt is over")
+    assert Heartbeat(store, 1, 2, silence_s=1)._read("verdict") == {"message": "the first attempt is over"}
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert Heartbeat(store, 1, 2, silence_s=1)._read("verdict") is None

@@ -133,6 +133,7 @@ def test_alarms_stand_with_their_bounds_and_the_step_they_began_at(tmp_path):
     same, other = alarms({"": read(tmp_path)})
     assert (same["first"], same["times"], same["now"], same["bounds"]) == (1, 2, False, "at least 0.75")
     assert (other["first"], other["times"], other["now"], other["value"]) == (3, 1, True, 0.52)
+    assert same["name"] == "References followed by themselves"
     page = write_report(tmp_path, "run", SUMMARY).read_text()
     assert "Audit of the reward" in page and "at least 0.75" in page and "the judge says yes to anything" in page
     with MetricsLog(tmp_path / "plain") as metrics:

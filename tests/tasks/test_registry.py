@@ -14,7 +14,7 @@ def test_settings_find_their_task():
 
 
 def test_a_wrong_name_lists_the_choices():
-    with pytest.raises(ConfigError, match="expressions, prompts; did you mean expressions"):
+    with pytest.raises(ConfigError, match="expressions, knights_and_knaves, math, prompts; did you mean expressions"):
         tasks.load("expresions")
     # a file of the folder that is no task
     with pytest.raises(ConfigError, match="wanted one of"):
@@ -23,5 +23,5 @@ def test_a_wrong_name_lists_the_choices():
 
 @pytest.mark.parametrize("settings", [None, {"name": "expressions"}])
 def test_settings_of_no_task(settings):
-    with pytest.raises(ConfigError, match="expressions, prompts"):
+    with pytest.raises(ConfigError, match="expressions, knights_and_knaves, math, prompts"):
         tasks.build(settings)

@@ -96,14 +96,16 @@ def build_optimizer(
     make_resumable(optimizer)
     if config.bf16:
         config.grad_scale_func = optimizer.scale_loss
-    warmup = optim.sched.warmup_steps
+    decay = optim.sched.decay_steps or total_updates
+    ratio = optim.sched.warmup_ratio
+    warmup = optim.sched.warmup_steps if ratio is None else round(ratio * decay)
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=optim.lr,
         min_lr=optim.sched.min_lr,
         lr_warmup_steps=warmup,
-        lr_decay_steps=max(optim.sched.decay_steps or total_updates, warmup + 1),
+        lr_decay_steps=max(decay, warmup + 1),
         lr_decay_style=optim.sched.name,
         start_wd=optim.weight_decay,
         end_wd=optim.weight_decay,

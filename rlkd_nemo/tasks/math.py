@@ -1,0 +1,146 @@
+"""Mathematics from public files (layouts: math_rows.py), verified by math-verify (verifier.py).
+
+Problems fall into train, validation and test by a hash of their text, or come from files of their own; a training problem
+that a held-out file has too is left out and counted in the log. Solutions become teacher paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from rlkd_nemo.config.schema import MathTask
+from rlkd_nemo.errors import ConfigError, InputError, PromptFileError
+from rlkd_nemo.tasks.answers import final_answer
+from rlkd_nemo.tasks.chat import Chat
+from rlkd_nemo.tasks.math_rows import LAYOUTS, recognise
+from rlkd_nemo.tasks.prompts import Prompts
+from rlkd_nemo.tasks.verifier import Verifier
+from rlkd_nemo.types import Problem
+
+log = logging.getLogger(__name__)
+_BOXED = r"Put the final answer into \boxed{}."
+
+
+class Mathematics(Prompts):
+    """The task; reads whole files at once and refuses them with every bad row named.
+
+    Raises: InputError for a missing or empty file, PromptFileError for bad rows, ConfigError for an unknown layout or
+        where math-verify is missing.
+    """
+
+    paths_key = "task.layout"
+
+    def __init__(self, settings: MathTask) -> None:
+        if settings.layout != "auto" and settings.layout not in LAYOUTS:
+            raise ConfigError(f"task.layout={settings.layout!r} is unknown; wanted auto or one of {', '.join(LAYOUTS)}")
+        self.settings: Any = settings
+        self._verifier = Verifier(settings.verify_s)
+        chat = Chat(settings.chat_template)
+        own = {"validation": settings.validation_path, "test": settings.test_path}
+        self.problems: dict[str, list[Problem]] = {"train": [], "validation": [], "test": []}
+        for split, path in own.items():
+            if path:
+                self.problems[split] = read(f"task.{split}_path", path, settings, chat)
+        held_out = {problem.id for problems in self.problems.values() for problem in problems}
+        both = {p.id for p in self.problems["validation"]} & {p.id for p in self.problems["test"]}
+        if both:
+            raise InputError(
+                f"task.validation_path={settings.validation_path} and task.test_path={settings.test_path} share "
+                f"{len(both)} problems; wanted disjoint files"
+            )
+        left_out = 0
+        for problem in read("task.path", settings.path, settings, chat):
+            split = self._split_of(problem)
+            if problem.id in held_out:
+                left_out += 1
+            else:
+                self.problems["train" if own.get(split) else split].append(problem)
+        if left_out:
+            log.warning("%s: %d problems are held out by files of their own and are left out", settings.path, left_out)
+        ids = "\n".join(problem.id for split in sorted(self.problems) for problem in self.problems[split])
+        self.fingerprint = hashlib.sha256(ids.encode()).hexdigest()[:16]
+
+    def verify(self, problem: Problem, response: str) -> bool:
+        r"""Is the last <answer>...</answer> or \boxed{...} mathematically the gold answer?"""
+        found = final_answer(response)
+        return found is not None and self._verifier.equal(problem.answer, found)
+
+
+def build(settings: MathTask) -> Mathematics:
+    """The task for its settings. Raises as `Mathematics` does."""
+    return Mathematics(settings)
+
+
+def read(key: str, path: str, settings: MathTask, chat: Chat) -> list[Problem]:
+    """All problems of a file, JSON lines or one JSON list; a problem that stands in it twice is kept once.
+
+    Public files repeat problems, sometimes with another solution, so that a repetition is no error here.
+    Raises: InputError when it cannot be read or is empty; PromptFileError with every bad row.
+    """
+    rows, bad = _rows(key, path)
+    layout = settings.layout
+    problems: dict[str, Problem] = {}
+    repeated = 0
+    for where, row in rows:
+        if not isinstance(row, dict):
+            bad.append(f"{where}: found {type(row).__name__}, wanted an object")
+            continue
+        if layout == "auto":
+            found = recognise(row)
+            if found is None:
+                bad.append(
+                    f"{where}: keys {', '.join(sorted(map(str, row)))[:80]} are of no known layout (task.layout)"
+                )
+                continue
+            layout = found  # one file, one layout
+        try:
+            question, gold, solutions = LAYOUTS[layout](row)
+        except ValueError as err:
+            bad.append(f"{where}: {err} (task.layout={layout})")
+            continue
+        name = hashlib.sha256(" ".join(question.split()).encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+        if name in problems:
+            repeated += 1
+            continue
+        problems[name] = Problem(
+            id=name,
+            prompt=chat.prompt(f"{question}\n{_BOXED}"),
+            answer=gold,
+            teacher_paths=tuple(solutions[: settings.num_teacher_paths]),
+            difficulty=str(row.get("level", "")),
+        )
+    if bad:
+        raise PromptFileError(bad)
+    if not problems:
+        raise InputError(f"{key}={path!r} holds no problem; wanted JSON lines or one JSON list")
+    if repeated:
+        log.warning("%s: %d problems stand in it more than once; the first of each is kept", path, repeated)
+    return list(problems.values())
+
+
+def _rows(key: str, path: str) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Rows with where they stand, `file:line` or `file, entry n`; and lines that are no JSON."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as err:
+        raise InputError(f"{key}={path!r} cannot be read ({err.strerror}); wanted JSON lines or one JSON list") from err
+    if data.lstrip()[:1] == b"[":
+        try:
+            return [(f"{path}, entry {i}", row) for i, row in enumerate(json.loads(data), 1)], []
+        except (ValueError, RecursionError) as err:
+            raise InputError(f"{key}={path!r} begins as a JSON list, but is none ({err})") from err
+    rows, bad = [], []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((f"{path}:{number}", json.loads(line.decode("utf-8"))))
+        except UnicodeDecodeError as err:
+            bad.append(f"{path}:{number}: no UTF-8 at byte {err.start + 1}")
+        except (ValueError, RecursionError) as err:
+            bad.append(f"{path}:{number}: no JSON ({err})")
+    return rows, bad

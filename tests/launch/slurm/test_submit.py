@@ -1,0 +1,90 @@
+"""Scripts of slurm/: what they run, and what is submitted in their place."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlkd_nemo.config.load import load
+from rlkd_nemo.launch.slurm.jobs import header
+from rlkd_nemo.launch.slurm.submit import kind_and_config, with_header
+
+ROOT = Path(__file__).resolve().parents[3]
+JOBS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if "#SBATCH" in path.read_text()]
+RECORD = """#!/bin/bash
+printf '%s\\n' "$@" "token of ${#RLKD_GSRM_TOKEN}" > "$RECORD"
+cat "$1" >> "$RECORD"
+"""
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_the_lines_of_a_script_are_those_of_its_config(path):
+    text = path.read_text()
+    kind, config = kind_and_config(path.name, text)
+    assert [line for line in text.splitlines() if line.startswith("#SBATCH")] == header(kind, config, load(config))
+
+
+def test_the_header_is_replaced_where_it_stood():
+    text = "#!/bin/bash\n# why\n#SBATCH --nodes=1\n#SBATCH hetjob\n#SBATCH --nodes=2\nset -e\n#SBATCH --late\n"
+    assert with_header(text, ["#SBATCH --nodes=9"]) == "#!/bin/bash\n# why\n#SBATCH --nodes=9\nset -e\n"
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """`submit(*arguments)` with an `sbatch` that writes down what it was given."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(RECORD)
+    sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
+    record = tmp_path / "record"
+
+    def run(*arguments):
+        environment = {
+            **os.environ, "PATH": f"{sbatch.parent}:{os.environ['PATH']}", "RECORD": str(record),
+            "RLKD_PYTHON": sys.executable, "RLKD_RUNTIME": "none", "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        command = [str(ROOT / "slurm/submit.sh"), *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return done, record.read_text() if record.exists() else None
+
+    return run
+
+
+# A layout that fits into this machine; the models of rlkd_demo need not be there to be submitted.
+DEMO = ["--config-name=rlkd_demo", "layout=cpu_loopback", "model.restore_from_path=null", "objective=grpo"]
+
+
+def test_a_right_config_is_submitted_with_its_own_options(submit, tmp_path):
+    done, submitted = submit("slurm/single_node.sh", *DEMO, f"exp_manager.exp_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --nodes=2" in submitted and "#SBATCH hetjob" in submitted and "gpus" not in submitted
+    assert submitted.splitlines()[1:3] == DEMO[:2]  # what the job itself gets
+    assert "token of 44\n" in submitted  # made for this job
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["slurm/single_node.sh", "model.num_layer=3"], "did you mean model.num_layers"),
+        (["slurm/single_node.sh", *DEMO, "rlkd.group_size=0"], "rlkd.group_size=0"),
+        (["slurm/common.sh"], "no line `rlkd_job"),
+    ],
+)
+def test_a_wrong_config_is_refused_before_anything_is_submitted(submit, arguments, said):
+    done, submitted = submit(*arguments)
+    assert done.returncode == 2 and said in done.stderr + done.stdout, done.stderr
+    assert submitted is None
+
+
+def test_every_job_script_looks_alike():
+    assert JOBS
+    for path in JOBS:
+        lines = path.read_text().splitlines()
+        assert "set -euo pipefail" in lines and "source slurm/common.sh" in lines, path.name
+        assert lines[-1].startswith("rlkd_job ") and os.access(path, os.X_OK), path.name
+    for path in (ROOT / "slurm").glob("*.sh"):
+        assert "sleep" not in path.read_text().split() and "$((" not in path.read_text(), path.name
+        subprocess.run(["bash", "-n", str(path)], check=True)
