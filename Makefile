@@ -12,6 +12,8 @@ STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 # NeMo-Aligner 0.7.0 wants megatron-core 0.10, NumPy 1 and transformers 4.48: the same.
 ALIGNER := .venv-aligner
+# A second implementation of the endpoints' protocol, and OpenAI's own client.
+SERVING := .venv-serving
 ARGS ?=
 # Where pip's own sources offer only CUDA builds of torch: PyTorch's index of CPU wheels saves some gigabytes.
 TORCH_INDEX ?=
@@ -22,8 +24,8 @@ else
 CONSTRAINTS := constraints/base.txt
 endif
 
-.PHONY: help venv venv-vllm venv-aligner lint format clean
-.PHONY: demo demo-gsrm demo-slurm test test-quick test-vllm test-slurm test-containers test-aligner
+.PHONY: help venv venv-vllm venv-aligner venv-serving lint format clean
+.PHONY: demo demo-gsrm demo-slurm test test-quick test-vllm test-slurm test-containers test-aligner test-serving
 .PHONY: bench-objectives bench-rollout bench-token-logprobs bench-gsrm
 
 help:
@@ -37,6 +39,7 @@ help:
 	@echo 'make demo-slurm [ARGS=...]          a job on that Slurm: stopped half-way, requeued, done; its report'
 	@echo 'make test-aligner                   the plugin in a real NeMo-Aligner 0.7.0, in an environment of its own (2.6 GB)'
 	@echo 'make lint                           ruff, floors (import-linter), types (mypy), shell scripts, Dockerfiles'
+	@echo 'make test-serving                   the GSRM server in front of transformers serve; the stock openai client'
 	@echo 'make format                         ruff format, fixable findings'
 	@echo 'make bench-objectives | bench-rollout | bench-token-logprobs   the figures of the README, measured anew'
 	@echo 'make bench-gsrm                     what scoring with language models costs, against a stand-in endpoint'
@@ -93,11 +96,22 @@ $(ALIGNER)/.installed: constraints/aligner-cpu.txt
 test-aligner: $(STAMP) $(ALIGNER)/.installed
 	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner $(ARGS)
 
+venv-serving: $(SERVING)/.installed
+
+$(SERVING)/.installed: $(wildcard constraints/*.txt)
+	@echo "transformers serve and the openai client in $(SERVING)"
+	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	@$(SERVING)/bin/pip install -q -c $(CONSTRAINTS) 'transformers[serving]' openai torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
+
+test-serving: $(STAMP) $(SERVING)/.installed
+	OMP_NUM_THREADS=1 RLKD_SERVING_PYTHON=$(SERVING)/bin/python $(BIN)/python -m pytest -m serving $(ARGS)
+
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
 
 test-slurm: $(STAMP)
-	OMP_NUM_THREADS=1 RLKD_SLURM=1 RLKD_SLURM_RESULTS=benchmarks/results/slurm.json $(BIN)/python -m pytest -m slurm $(ARGS)
+	OMP_NUM_THREADS=1 RLKD_SLURM=1 RLKD_SLURM_RESULTS=benchmarks/results/slurm.json $(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
 
 test-containers: $(STAMP)
 	RLKD_CONTAINERS=1 RLKD_CONTAINER_RESULTS=benchmarks/results/containers.json $(BIN)/python -m pytest tests/containers $(ARGS)

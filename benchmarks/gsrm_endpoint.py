@@ -95,6 +95,7 @@ class Endpoint:
     def __init__(self, behaviour: Behaviour | None = None, rule: Rule = stand_in) -> None:
         self.behaviour, self.rule = behaviour or Behaviour(), rule
         self.counters: Counter[str] = Counter()
+        self.listed: list[str] | None = None  # what /models says; None: the model that there is
         self._random = random.Random(self.behaviour.seed)
         self._slots: asyncio.Semaphore | None = None
         self.app = Starlette(
@@ -112,7 +113,8 @@ class Endpoint:
         return None
 
     async def _models(self, request: Request) -> Response:
-        return self._denied(request) or JSONResponse({"data": [{"id": self.behaviour.model}]})
+        listed = [self.behaviour.model] if self.listed is None else self.listed
+        return self._denied(request) or JSONResponse({"data": [{"id": name} for name in listed]})
 
     async def _chat(self, request: Request) -> Response:
         if (denied := self._denied(request)) is not None:

@@ -66,7 +66,7 @@ class Watch:
 
 def show(cluster: Bed, options: list[str], arguments: list[str]) -> str:
     """Submit, interrupt once, and follow to the end. Returns the job's last state."""
-    script = ["slurm/submit.sh", "slurm/single_node.sh", *[f"--sbatch={option}" for option in options]]
+    script = ["slurm/submit.sh", "slurm/rlkd_70b_to_8b.sh", *[f"--sbatch={option}" for option in options]]
     said = cluster.run(*script, *arguments, RLKD_PYTHON=sys.executable)
     print(said)
     job = said.splitlines()[-1]

@@ -93,6 +93,14 @@ def build_teachers(
     return teacher, reference
 
 
+def dropped_end(cfg: Config, tokens: Tokenizer) -> int | None:
+    """The token at which the teacher's term is left out: the student's end of text, where the teacher has another."""
+    end = tokenizer.end_of_its_own(tokens, cfg.teacher.restore_from_path)
+    if end is not None:
+        log.info("the teacher ends its texts with another token: its term is left out at %r", tokens.pieces()[end])
+    return end
+
+
 def build_sampler(cfg: Config, model, ranks: Ranks, tokens: Tokenizer) -> EmbeddedRollout:
     """The embedded rollout engine on a model's weights."""
     return EmbeddedRollout(

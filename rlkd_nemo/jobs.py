@@ -84,6 +84,7 @@ def _train_rl(cfg: Config, ranks: Ranks, task: Task, tokens: Tokenizer, run: Run
         scorer=scorer,
         teacher=teacher,
         reference=reference,
+        drop_teacher_at=build.dropped_end(cfg, tokens) if teacher is not None else None,
         on_step=run.on_step,
         on_rollouts=run.on_rollouts,
         # By the main rank alone, which writes the metrics.

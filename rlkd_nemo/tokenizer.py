@@ -189,6 +189,20 @@ def require_compatible(student: Tokenizer, teacher: Tokenizer) -> None:
         )
 
 
+def end_of_its_own(student: Tokenizer, directory: str | Path) -> int | None:
+    """The student's end-of-text id if a teacher of the same vocabulary ends its texts with another token; else None.
+
+    Such a teacher gives the student's end next to no probability wherever it stands (Qwen3's Base models end with
+    <|endoftext|>, the post-trained ones with <|im_end|>): its term is left out there (arXiv:2609.04108).
+    Args: directory: the teacher's; one without tokenizer_config.json, a checkpoint of our own, ends as the student does.
+    Raises: InputError when its tokenizer_config.json cannot be used.
+    """
+    file = Path(directory) / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    return student.eos_id if _special_names(file)["eos_token"] != student.pieces()[student.eos_id] else None
+
+
 def _special_names(file: Path) -> dict[str, str]:
     """`eos_token` and, if there is one, `pad_token`."""
     try:

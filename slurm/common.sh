@@ -14,7 +14,7 @@ RLKD_GSRM_TOKEN=${RLKD_GSRM_TOKEN:-$(head -c 32 /dev/urandom | base64)}
 export RLKD_GSRM_TOKEN
 
 declare -A rlkd_pids=()    # component -> its srun
-rlkd_work=                 # the step whose end is the job's, once it runs
+rlkd_work=                 # the step whose end is the job's, once it is its turn
 rlkd_asked=                # SIGUSR1 came
 rlkd_ended='' rlkd_code=0  # what `rlkd_first` found
 
@@ -37,7 +37,7 @@ rlkd_inside() {
 
 # rlkd_tool ARGUMENTS...: our Python for a moment, beside the batch script. Sets rlkd_command, for callers to run.
 rlkd_tool() {
-  rlkd_inside "${RLKD_TOOLS_IMAGE:-trainer}"
+  rlkd_inside trainer
   rlkd_command=("${rlkd_prefix[@]}" "$RLKD_PYTHON" "$@")
   if [[ $RLKD_RUNTIME == pyxis ]]; then
     rlkd_command=(srun --overlap --nodes=1 --ntasks=1 "${rlkd_options[@]}" "$RLKD_PYTHON" "$@")
@@ -55,7 +55,7 @@ rlkd_fail() { # CODE MESSAGE
 rlkd_start() {
   local name=$1
   shift
-  local -n options="RLKD_SRUN_$name" command="RLKD_COMMAND_$name" image="RLKD_IMAGE_$name"
+  local -n options="RLKD_SRUN_$name" command="RLKD_COMMAND_$name" image="RLKD_USES_$name"
   rlkd_inside "$image"
   # Until a process can hear SIGUSR1 it ignores it (it would die of it); it is asked again by the file RLKD_ENDS/stop.
   # shellcheck disable=SC2016  # expanded by the inner shell
@@ -86,9 +86,9 @@ rlkd_first() {
 }
 
 rlkd_last_lines() { # NAME
-  local log
-  for log in "$RLKD_LOGS/$1.$RLKD_ATTEMPT".*.log; do
-    if [[ -f $log ]]; then
+  local log logs=("$RLKD_LOGS/$1.$RLKD_ATTEMPT".*.log)
+  for log in "${logs[@]:0:8}"; do
+    if [[ -s $log ]]; then
       echo "--- the last lines of $log"
       tail -n 25 "$log"
     fi
@@ -105,7 +105,9 @@ rlkd_on_usr1() {
   if [[ -n $rlkd_work ]]; then
     rlkd_say "SIGUSR1: $rlkd_work saves at the end of its step"
     touch "$RLKD_ENDS/stop"
-    kill -USR1 "${rlkd_pids[$rlkd_work]}" 2>/dev/null || true # srun hands it on to every task
+    if [[ -n ${rlkd_pids[$rlkd_work]:-} ]]; then
+      kill -USR1 "${rlkd_pids[$rlkd_work]}" 2>/dev/null || true # srun hands it on to every task
+    fi
   fi
 }
 
@@ -182,8 +184,11 @@ rlkd_job() {
     rlkd_say "$service answers at $ready"
   done
 
+  rlkd_work=$RLKD_MAIN # from here on a signal is for it, even before it has begun
+  if [[ -n $rlkd_asked ]]; then
+    touch "$RLKD_ENDS/stop"
+  fi
   RLKD_REPORTS=$RLKD_ENDS rlkd_start "$RLKD_MAIN" "${arguments[@]}"
-  rlkd_work=$RLKD_MAIN
   rlkd_first "$RLKD_MAIN" "${RLKD_SERVICES[@]}"
   if [[ $rlkd_ended != "$RLKD_MAIN" ]]; then
     rlkd_died "$rlkd_ended" "$rlkd_code"

@@ -4,18 +4,19 @@
 #     slurm/submit.sh slurm/evaluate.sh --config-name=CONFIG model.restore_from_path=.../checkpoints/step-000100 \
 #       exp_manager.exp_dir=results/evaluation
 #
-#SBATCH --job-name=rlkd_demo
+#SBATCH --job-name=rlad_8b_to_1.7b_logic
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@600
-#SBATCH --time=0-04:00:00
+#SBATCH --time=0-12:00:00
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=2
-#SBATCH --cpus-per-task=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --gpus-per-node=8
 #SBATCH --mem=0
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the root of the checkout}"
 # shellcheck source=slurm/common.sh
 source slurm/common.sh
-rlkd_job evaluate rlkd_demo "$@"
+rlkd_job evaluate rlad_8b_to_1.7b_logic "$@"

@@ -7,7 +7,13 @@ from rlkd_nemo import tasks, tokenizer
 from rlkd_nemo.config.schema import ExpressionsTask, TokenizerConfig
 from rlkd_nemo.errors import ConfigError, InputError
 from rlkd_nemo.interfaces import Tokenizer
-from rlkd_nemo.tokenizer import ByteTokenizer, HuggingFaceTokenizer, SymbolTokenizer, require_compatible
+from rlkd_nemo.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    SymbolTokenizer,
+    end_of_its_own,
+    require_compatible,
+)
 
 
 def test_longest_symbol_wins():
@@ -160,3 +166,12 @@ def test_equal_sizes_are_not_enough():
 def test_another_end_of_text_is_refused():
     with pytest.raises(ConfigError, match=r"id 1 \('b'\), the teacher with id 0 \('a'\)"):
         require_compatible(Pieces("a", "b"), Pieces("a", "b", eos=0))
+
+
+def test_a_teacher_that_ends_otherwise_is_not_heard_at_the_student_s_end(tmp_path):
+    student = SymbolTokenizer(["a", "<end>"])
+    assert end_of_its_own(student, tmp_path) is None  # a checkpoint of our own
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    assert end_of_its_own(student, tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
+    assert end_of_its_own(student, tmp_path) == student.eos_id

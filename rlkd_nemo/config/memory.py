@@ -67,7 +67,7 @@ def _recompute(cfg: Config) -> Iterator[str]:
         )
         return
     pipeline = model.pipeline_model_parallel_size
-    if pipeline < 1 or model.num_layers < 1 or model.num_layers % pipeline:
+    if min(pipeline, model.num_layers, layers) < 1 or model.num_layers % pipeline:
         return  # named by other rules
     stage = model.num_layers // pipeline
     if method == "uniform" and stage % layers:

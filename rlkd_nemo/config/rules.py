@@ -241,21 +241,22 @@ def _batches(cfg: Config) -> Iterator[str]:
     model, rlkd = cfg.model, cfg.rlkd
     ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
     world = cfg.trainer.num_nodes * (cfg.trainer.devices or 0)
-    if min(ranks, world, rlkd.updates_per_batch, rlkd.num_prompts) < 1 or world % ranks:
-        return  # named above
-    replicas = world // ranks
-    if cfg.data.global_batch_size % replicas:
+    # 0: the ranks make no layout, which is named above.
+    replicas = world // ranks if min(ranks, world) >= 1 and world % ranks == 0 else 0
+    if replicas and cfg.data.global_batch_size % replicas:
         yield (
             f"data.global_batch_size={cfg.data.global_batch_size} does not divide over {replicas} data-parallel ranks "
             f"(ranks / (tensor x pipeline x context)); wanted a multiple of {replicas}"
         )
+    if min(rlkd.updates_per_batch, rlkd.num_prompts) < 1:
+        return  # named by their range
     if rlkd.num_prompts % rlkd.updates_per_batch:
         sizes = ", ".join(str(n) for n in range(1, rlkd.num_prompts + 1) if rlkd.num_prompts % n == 0)
         yield (
             f"rlkd.num_prompts={rlkd.num_prompts} does not divide into rlkd.updates_per_batch={rlkd.updates_per_batch} "
             f"updates of whole groups; wanted one of {sizes}"
         )
-    else:
+    elif replicas:
         rows = rlkd.num_prompts // rlkd.updates_per_batch * rlkd.group_size
         if rows % replicas:
             yield (

@@ -35,6 +35,7 @@ def findings(cfg: Config) -> Iterator[Finding]:
     for key, directory in (("model.restore_from_path", student), ("teacher.restore_from_path", teacher)):
         if directory is not None:
             yield from _weights(key, directory)
+            yield from _context(cfg, key, directory)
             yield from _layout(cfg, key, directory)
     if student is not None:
         yield from _sizes(cfg, student)
@@ -97,6 +98,15 @@ def _weights(key: str, directory: Path) -> Iterator[Finding]:
         )
 
 
+def _context(cfg: Config, key: str, directory: Path) -> Iterator[Finding]:
+    longest = _config(directory).get("max_position_embeddings")
+    if isinstance(longest, int) and longest < cfg.model.encoder_seq_length:
+        yield Finding(
+            f"{key}={directory} was made for {longest} tokens (max_position_embeddings), but model.encoder_seq_length="
+            f"{cfg.model.encoder_seq_length}; lower that, or choose a model of a longer context"
+        )
+
+
 def _layout(cfg: Config, key: str, directory: Path) -> Iterator[Finding]:
     """The frozen models live in the student's layout, so that their sizes must divide by it too."""
     if key == "model.restore_from_path":
@@ -155,23 +165,23 @@ def _vocabularies(cfg: Config, student: Path | None, teacher: Path | None) -> It
             f"model.tokenizer.type={own} has no tokenizer.json; wanted a directory that a fast tokenizer was saved in"
         )
         return
+    pieces = _pieces(file)
+    if not pieces:
+        yield Finding(f"{file} (model.tokenizer.type) is no tokenizer that can be read; fetch it again")
+        return
     ending = _ending(own)
     if ending is None:
         yield Finding(
             f"model.tokenizer.type={own}: tokenizer_config.json names no eos_token; wanted the end-of-text token there"
         )
-    pieces: dict[int, str] | None = None
     for key, directory in (("model.restore_from_path", student), ("teacher.restore_from_path", teacher)):
         if directory is None:
             continue
         other = directory / "tokenizer.json"
-        rows = vocabulary_rows(str(directory))
         if other.is_file() and directory.resolve() != own.resolve() and _digest(other) != _digest(file):
-            pieces = pieces if pieces is not None else _pieces(file)
             yield from _different(key, directory, own, pieces, _pieces(other))
-        if rows and directory.resolve() != own.resolve():
-            pieces = pieces if pieces is not None else _pieces(file)
-        if rows and pieces and rows <= max(pieces):
+        rows = vocabulary_rows(str(directory))
+        if rows and rows <= max(pieces):
             yield Finding(
                 f"{key}={directory} has vocab_size={rows} rows, but model.tokenizer.type={own} has ids up to {max(pieces)}; "
                 "wanted one vocabulary: choose a model of the same family"
@@ -198,15 +208,15 @@ def _different(key: str, directory: Path, own: Path, mine: dict[int, str], their
 def _pieces(file: Path) -> dict[int, str]:
     """Token of each id, from the file's own vocabulary and its added tokens; empty where it cannot be read."""
     content = _json(file)
-    model = content.get("model", {}) if isinstance(content, dict) else {}
-    vocabulary = model.get("vocab", {})
-    if isinstance(vocabulary, list):  # unigram models: [piece, score]
-        found = {index: entry[0] for index, entry in enumerate(vocabulary)}
-    else:
-        found = {index: piece for piece, index in vocabulary.items()}
-    for added in content.get("added_tokens", []) if isinstance(content, dict) else []:
-        found[added["id"]] = added["content"]
-    return found
+    try:
+        vocabulary = content["model"]["vocab"]
+        if isinstance(vocabulary, list):  # unigram models: [piece, score]
+            found = {index: entry[0] for index, entry in enumerate(vocabulary)}
+        else:
+            found = {index: piece for piece, index in vocabulary.items()}
+        return found | {added["id"]: added["content"] for added in content.get("added_tokens") or []}
+    except (TypeError, KeyError, AttributeError, IndexError):
+        return {}
 
 
 def _digest(file: Path) -> str:

@@ -13,7 +13,7 @@ from rlkd_nemo.doctor.finding import Finding
 def findings(cfg: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Every variable that is wanted and empty or unset."""
     gsrm = cfg.gsrm
-    remote = [url for url in gsrm.service.urls if not _is_loopback(urlsplit(url).hostname or "")]
+    remote = [url for url in gsrm.service.urls if not _is_loopback(url)]
     if gsrm.scorer == "service" and not environment.get(gsrm.token_env):
         if cfg.layout.gsrm.nodes > 0:
             yield Finding(
@@ -36,8 +36,10 @@ def findings(cfg: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def _is_loopback(url: str) -> bool:
+    host = ""
     try:
+        host = urlsplit(url).hostname or ""
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+    except ValueError:  # a name, or no address at all
         return host == "localhost"

@@ -33,12 +33,17 @@ class Alarm:
         return " and ".join(bound for bound in (low, high) if bound)
 
 
-# Bounds of our own choosing: a sound judge stays well inside on both sides of the demo's curve.
+# Bounds of our own choosing, for 4 probes of a kind; how often they ring at which error rate of the judge is measured by
+# benchmarks/gsrm_alarms.py. References of 4 and 8 steps: a judge that errs on 1 % of the questions rings the first in 1 %
+# of the probes and the third in 0 to 3 %; one that says no to 20 % of what is the same rings each in 7 to 9 of 10; one
+# that says yes to 20 % of what differs rings the third in 4 of 10. The second is for a judge that agrees to anything: at
+# 80 % false yes it rings in 3 to 6 of 10, at half next to never. Short references do begin alike by chance: 0.19 of the
+# demo's steps do, so that a right judge rings it there in 2 to 4 of 100; a bound of 0.3 rang in 25 to 29.
 ALARMS = (
     Alarm(
         "audit/canary_same",
         "References followed by themselves",
-        0.9,
+        0.75,
         None,
         "a reference is not recognised in itself: decomposer or judge has gone blind",
     ),
@@ -46,14 +51,14 @@ ALARMS = (
         "audit/canary_other",
         "Another problem's reference followed",
         None,
-        0.3,
+        0.5,
         "another problem's reference counts as following: the judge says yes to anything",
     ),
     Alarm(
         "audit/order_swap_disagreement",
         "Verdicts that change with the order",
         None,
-        0.1,
+        0.3,
         "verdicts depend on which text comes first",
     ),
     Alarm(

@@ -1,8 +1,8 @@
 """Keeps the GSRM's services of one node: vLLM servers of the layout, and on the first node the server that scores.
 
 They end together: when one ends by itself, so do the others, and this process with an error; SIGTERM or SIGUSR1 lets
-them finish what they took on, and this process ends with code 3. Under `srun` one of these runs on each node of the
-GSRM's component.
+them finish what they took on, and this process ends with code 3 where its end is the job's, else with 0. Under `srun` one
+of these runs on each node of the GSRM's component.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlkd_nemo.config.schema import Config
-from rlkd_nemo.errors import ConfigError, Preempted, ServiceError
+from rlkd_nemo.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, Preempted, ServiceError
 from rlkd_nemo.launch import rank
 from rlkd_nemo.launch.cli import load_checked, parser
 from rlkd_nemo.launch.components import parts, replicas
@@ -116,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("RANK", os.environ.get("SLURM_PROCID", "0"))  # names its log lines and its report
     rank.enter()
     wanted = commands(cfg, int(os.environ.get("SLURM_NODEID", "0")), arguments)
-    return rank.run(lambda cfg: keep(wanted, cfg.gsrm.server.drain_s), cfg)
+    code = rank.run(lambda cfg: keep(wanted, cfg.gsrm.server.drain_s), cfg)
+    # Beside a trainer, which tells it to stop when all is done, that is a good end; a job of its own is to go on later.
+    return EXIT_DONE if code == EXIT_PREEMPTED and rank.REPORTS not in os.environ else code
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ message goes to stderr.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -34,6 +35,7 @@ BEAT, STACKS, TELL_STACKS = ".beat", ".stacks", signal.SIGUSR2
 STOP = "stop"
 
 _PR_SET_PDEATHSIG = 1
+_code: int | None = None  # what `leave` was given
 _stacks: TextIO | None = None  # open as long as the process: faulthandler writes to it from a signal
 
 
@@ -42,6 +44,8 @@ def enter() -> None:
     if os.environ.get(LAUNCHER):
         _die_with(int(os.environ[LAUNCHER]))
     signals.install()
+    # Registered before any library is imported, so that it runs after all that they registered.
+    atexit.register(_end_at_once)
     if os.environ.get(REPORTS):
         global _stacks
         _stacks = (Path(os.environ[REPORTS]) / f"{_rank()}{STACKS}").open("w")
@@ -108,14 +112,24 @@ def leave_beat(stage: str) -> None:
 def leave(code: int) -> NoReturn:
     """End this process with `code`.
 
-    After a failure at once and not by `sys.exit`: with a peer gone, exit handlers may wait for it.
+    After a failure at once and not by `sys.exit`: with a peer gone, exit handlers may wait for it. Else once the exit
+    handlers have run: taking torch's modules apart would keep a preempted job for seconds more.
     """
+    global _code
+    _code = code
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     if code in (EXIT_DONE, EXIT_PREEMPTED):
         sys.exit(code)
     os._exit(code)
+
+
+def _end_at_once() -> None:
+    if _code is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_code)
 
 
 def _rank() -> int:

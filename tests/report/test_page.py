@@ -129,13 +129,13 @@ def test_a_run_without_a_step_has_a_report(tmp_path):
 def test_alarms_stand_with_their_bounds_and_the_step_they_began_at(tmp_path):
     with MetricsLog(tmp_path) as metrics:
         for step, same in enumerate((1.0, 0.5, 0.6, 1.0)):
-            metrics.log(step, {"audit/canary_same": same, "audit/canary_other": 0.09 * step + 0.1})
+            metrics.log(step, {"audit/canary_same": same, "audit/canary_other": 0.14 * step + 0.1})
     same, other = alarms({"": read(tmp_path)})
-    assert (same["first"], same["times"], same["now"], same["bounds"]) == (1, 2, False, "at least 0.9")
-    assert (other["first"], other["times"], other["now"], other["value"]) == (3, 1, True, 0.37)
+    assert (same["first"], same["times"], same["now"], same["bounds"]) == (1, 2, False, "at least 0.75")
+    assert (other["first"], other["times"], other["now"], other["value"]) == (3, 1, True, 0.52)
     assert same["name"] == "References followed by themselves"
     page = write_report(tmp_path, "run", SUMMARY).read_text()
-    assert "Audit of the reward" in page and "at least 0.9" in page and "the judge says yes to anything" in page
+    assert "Audit of the reward" in page and "at least 0.75" in page and "the judge says yes to anything" in page
     with MetricsLog(tmp_path / "plain") as metrics:
         metrics.log(1, {"loss/total": 1.0})
     assert "Audit of the reward" not in write_report(tmp_path / "plain", "run", {}).read_text()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3", "n4")
+GPUS = 8
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 
 _CONF = """\
@@ -48,6 +49,7 @@ KillWait=5
 JobCompType=jobcomp/filetxt
 JobCompLoc={work}/log/jobcomp.log
 SlurmdParameters=config_overrides
+GresTypes=gpu
 {nodes}
 PartitionName=batch Nodes=n[1-4] Default=YES MaxTime=INFINITE State=UP
 """
@@ -90,11 +92,15 @@ class Bed:
         ports = _free_ports(1 + len(NODES))
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=4096 "
-            "State=UNKNOWN"
+            f"Gres=gpu:{GPUS} State=UNKNOWN"
             for name, port in zip(NODES, ports[1:])
         )
         conf = _CONF.format(host=socket.gethostname(), work=self.work, controller=ports[0], nodes=nodes)
         (self.work / "slurm.conf").write_text(conf)
+        # Empty files for devices: Slurm counts and assigns GPUs that are none, so that options for GPUs are tried too.
+        for number in range(GPUS):
+            (self.work / f"gpu{number}").touch()
+        (self.work / "gres.conf").write_text(f"NodeName=n[1-4] Name=gpu File={self.work}/gpu[0-{GPUS - 1}]\n")
         self.run("slurmctld", "-c")
         for name in NODES:
             self.run("slurmd", "-N", name)

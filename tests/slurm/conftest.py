@@ -159,6 +159,6 @@ def submit(cluster, models, tmp_path):
 def uninterrupted(cluster, models, tmp_path_factory):
     """A job that ran to its end, and its metrics."""
     directory = tmp_path_factory.mktemp("uninterrupted")
-    job = _submit(cluster, models, "single_node", directory=directory)
+    job = _submit(cluster, models, "rlkd_70b_to_8b", directory=directory)
     job.ends("COMPLETED", 180)
     return job, read_metrics(directory)

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.conftest import read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-SCRIPT = "single_node"
+SCRIPT = "rlkd_70b_to_8b"
 
 
 def test_a_job_runs_to_its_end(uninterrupted):
@@ -35,7 +35,9 @@ def test_told_to_stop_it_saves_is_requeued_and_goes_on_to_the_last_digit(submit,
     (saved,) = (path for path in (job.directory / "checkpoints").glob("step-*") if path.stat().st_mtime > sent)
     step, saved_at = int(saved.name.removeprefix("step-")), saved.stat().st_mtime
     assert step <= known + 1, "more than the step that ran was waited for"
-    job.until(lambda: cluster.run("scontrol", "show", "job", job.number).count("Restarts=1"), 60, "restart")
+    # Between two attempts of a requeued job there is nothing.
+    job.until(lambda: not cluster.processes(), 30, "end of the first attempt's last process")
+    job.until(lambda: f"attempt {job.number}-1" in job.log, 60, "restart")
     job.ends("COMPLETED", 180)
     assert read_metrics(job.directory) == uninterrupted[1]
     assert f"attempt {job.number}-1" in job.log and "resumed from" in job.everything()
@@ -77,9 +79,9 @@ def test_from_the_signal_to_the_end_is_a_step_and_a_save(submit, figures, cluste
 
 
 def test_the_end_of_its_time_is_such_a_signal(submit, uninterrupted, cluster):
-    # Slurm counts in minutes and may signal up to a minute early: so long a run that the minute ends it.
-    job = submit(SCRIPT, "trainer.rlkd.max_steps=400", sbatch=("--time=1", "--signal=B:USR1@20"))
-    job.says("given back to Slurm", 120)
+    # Slurm counts in minutes and may signal up to a minute early: a run that outlasts two of them.
+    job = submit(SCRIPT, "trainer.rlkd.max_steps=4000", sbatch=("--time=2", "--signal=B:USR1@30"))
+    job.says("given back to Slurm", 200)
     assert "SIGUSR1: trainer saves" in job.log
     job.until(lambda: f"attempt {job.number}-1" in job.log, 60, "restart")
     cluster.run("scancel", job.number)

@@ -40,7 +40,8 @@ def test_a_checkpoint_is_evaluated_by_a_job(submit, models):
 
 def test_a_plain_sbatch_with_a_wrong_config_ends_with_code_2_before_anything_starts(cluster, tmp_path):
     number = cluster.run(
-        "sbatch", "--parsable", f"--output={tmp_path}/job.log", "--ntasks-per-node=2", "--mem=1G",
+        "sbatch", "--parsable", f"--output={tmp_path}/job.log", "--ntasks-per-node=2", "--cpus-per-task=1", "--mem=1G",
+        "--gpus-per-node=0",
         ROOT / "slurm/single_node.sh", "model.num_layer=3", RLKD_PYTHON=sys.executable, PYTHONPATH=str(ROOT),
     )  # fmt: skip
     assert cluster.ended(number) == "FAILED"

@@ -184,8 +184,10 @@ def _payload(content: bytes, content_type: str) -> dict[str, Any]:
 
 def _same_model(payload: dict[str, Any], model: str) -> None:
     found = payload.get("model")
-    # OpenAI names the snapshot behind an alias: gpt-x is answered by gpt-x-2026-01-31.
-    if found is not None and found != model and not re.fullmatch(re.escape(model) + r"-\d{4}(-\d\d-\d\d)?", str(found)):
+    # OpenAI names the snapshot behind an alias: gpt-x is answered by gpt-x-2026-01-31. `transformers serve` adds the
+    # revision: x is answered by x@main.
+    more = r"(-\d{4}(-\d\d-\d\d)?|@[\w.\-/]+)"
+    if found is not None and found != model and not re.fullmatch(re.escape(model) + more, str(found)):
         raise BadReply(f"the reply is of model {found!r}, wanted {model!r}; is the address right?")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,16 @@ from typing import Generic, TypeVar
 from aiolimiter import AsyncLimiter
 
 from rlkd_nemo.errors import BackendTimeout, BackendUnavailable, BadReply, ServiceError
+from rlkd_nemo.gsrm.service.endpoint import Denied
 from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.report.progress import Progress
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 GIVE_UP_AFTER = 3  # times the concurrency: so many failures in a row, and nobody is there
+# Between tries of an item whose endpoints cannot be had: they may limit the rate, or be starting anew. Each wait is at
+# least so long, longer where they say when to come back; after the last one the item has failed.
+WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0, 15.0, 15.0)
 
 
 @dataclass
@@ -67,6 +72,19 @@ async def sweep(
     limiter = AsyncLimiter(1, 1 / per_s) if per_s else None
     turn, in_a_row = iter(items), 0
 
+    async def patiently(item: T) -> None:
+        for wait in WAITS_S:
+            try:
+                return await ask(item)
+            except Denied:
+                raise  # a wrong key stays wrong
+            except BackendUnavailable as err:
+                if stop():
+                    raise
+                log.debug("%s: %s", name(item), err)
+                await _pause(max(wait, err.retry_after_s or 0.0), stop)
+        await ask(item)
+
     async def worker(progress: Progress) -> None:
         nonlocal in_a_row
         for item in turn:
@@ -81,7 +99,7 @@ async def sweep(
             if limiter is not None and not before:
                 await limiter.acquire()
             try:
-                await ask(item)
+                await patiently(item)
                 end, in_a_row = "there_before" if before else "made", 0
             except BadReply as err:
                 end, in_a_row = "rejected", 0
@@ -99,6 +117,13 @@ async def sweep(
     with Progress(len(items), description) as progress:
         await asyncio.gather(*(worker(progress) for _ in range(min(concurrency, max(1, len(items))))))
     return swept
+
+
+async def _pause(seconds: float, stop: Callable[[], bool]) -> None:
+    """Sleep, but not when told to stop."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not stop():
+        await asyncio.sleep(min(0.2, seconds))
 
 
 def kind(err: ServiceError) -> str:

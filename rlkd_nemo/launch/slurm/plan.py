@@ -77,7 +77,7 @@ def assignments(kind: str, cfg: Config, environment: Mapping[str, str], shown: s
         lines += [
             _list(f"RLKD_SRUN_{step.name}", step.options),
             _list(f"RLKD_COMMAND_{step.name}", step.command),
-            _one(f"RLKD_IMAGE_{step.name}", step.image),
+            _one(f"RLKD_USES_{step.name}", step.image),
         ]
     if services:
         lines.append(_one("RLKD_READY_gsrm", f"http://{at['gsrm'][0]}:{cfg.gsrm.server.port}/ready"))

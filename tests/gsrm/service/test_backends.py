@@ -218,8 +218,19 @@ def test_the_fields_of_a_reasoning_model_are_sent(endpoint, run):
     assert asked[1]["max_completion_tokens"] == 16 + 100
 
 
-def test_a_models_dated_name_is_the_model():
+def test_a_models_dated_or_revised_name_is_the_model():
     reply = b'{"model": "%s", "choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}'
-    assert chat.read(reply % b"gpt-x-2026-01-31", "application/json", "gpt-x").text == "x"
+    for name in (b"gpt-x-2026-01-31", b"gpt-x@main"):
+        assert chat.read(reply % name, "application/json", "gpt-x").text == "x"
     with pytest.raises(BadReply, match="gpt-x-mini"):
         chat.read(reply % b"gpt-x-mini", "application/json", "gpt-x")
+
+
+def test_an_endpoint_that_lists_no_model_is_known_by_its_replies(endpoint, run, caplog):
+    server = endpoint()
+    server.listed = []
+    reply, _, _ = run(ask(settings(server)))
+    assert reply.text == "hello" and "lists no model" in caplog.text
+    server.behaviour.faults = {"other_model": 1.0}
+    reply, _, _ = run(ask(settings(server, constrain="none")))
+    assert isinstance(reply, BadReply) and "another-model" in str(reply)

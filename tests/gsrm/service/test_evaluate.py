@@ -86,7 +86,8 @@ def test_rules_are_measured_by_the_same_command(tmp_path, endpoint):
     assert found["endpoints"] == []
 
 
-def test_a_failing_system_is_counted_and_ends_with_an_error(tmp_path, endpoint):
+def test_a_failing_system_is_counted_and_ends_with_an_error(tmp_path, endpoint, monkeypatch):
+    monkeypatch.setattr(sweep_module, "WAITS_S", ())
     server = endpoint()
     rows = [taken(str(n)) for n in range(8)]
     more = ["gsrm.judge=normalised", "gsrm.llm.decomposer.constrain=none", "gsrm.evaluation.concurrency=1"]

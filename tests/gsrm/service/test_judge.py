@@ -130,10 +130,13 @@ def test_mathematics_first(endpoint, run):
         calls = server.counters["calls"]
         # Not equal as formulas, or prose: the model decides.
         asked = [await same("x", "y"), await same("5", "not 5"), await same("no, 3 ways", "3")]
+        # Nor does a gold answer that is no formula after all: not an error, and not a verdict.
+        gold = (r"\frac{1}{", "1/0", r"\sqrt{", "x^", "{{{", "\\")
+        asked += [await same(broken, "7") for broken in gold]
         return decided, calls, asked, server.counters["calls"]
 
     found = run(judging(server, work, limit_s=5.0), limit_s=90)
-    assert found == ([True, False, True, True, True], 0, [False] * 3, 3)
+    assert found == ([True, False, True, True, True], 0, [False] * 9, 9)
     assert formula(r"\frac{1}{2} ab + \sin x") and not formula("the sum") and not formula("no 5") and not formula("")
 
 

@@ -12,7 +12,7 @@ from benchmarks.gsrm_endpoint import stand_in
 from rlkd_nemo.config.load import load
 from rlkd_nemo.errors import ConfigError, InputError, Preempted, ServiceError
 from rlkd_nemo.gsrm import dataset
-from rlkd_nemo.gsrm.service import label
+from rlkd_nemo.gsrm.service import label, sweep
 from rlkd_nemo.gsrm.service.label import run
 from tests.gsrm.service.serving import until
 
@@ -140,7 +140,21 @@ def test_labels_of_two_models_do_not_mix(tmp_path, prompts, endpoint):
     assert len(rows_of(tmp_path)) == 1
 
 
-def test_failures_are_named_and_many_in_a_row_end_it(tmp_path, prompts, endpoint):
+def test_an_endpoint_that_comes_back_is_waited_for(tmp_path, prompts, endpoint, monkeypatch):
+    monkeypatch.setattr(sweep, "WAITS_S", (0.05,) * 100)
+    server = endpoint()
+    backend = "gsrm.llm.decomposer"
+    more = [f"{backend}.breaker_failures=1", f"{backend}.breaker_cool_s=0.1", f"{backend}.constrain=none"]
+    path = prompts(*(plain(n) for n in range(6)))
+    reply_of, down = server._fault, iter(["fail"] * 4)
+    server._fault = lambda: next(down, None) or reply_of()
+    run(load("gsrm_data", overrides(tmp_path, server, path, "gsrm.label.concurrency=2", *more)))
+    summary = json.loads((tmp_path / "out" / label.SUMMARY).read_text())
+    assert (summary["made"], summary["failed"]) == (6, 0) and server.counters["calls"] == 6 + 4
+
+
+def test_failures_are_named_and_many_in_a_row_end_it(tmp_path, prompts, endpoint, monkeypatch):
+    monkeypatch.setattr(sweep, "WAITS_S", ())
     server = endpoint()
     cfg = load(
         "gsrm_data",

@@ -9,6 +9,7 @@ import pytest
 from rlkd_nemo.config.load import load
 from rlkd_nemo.config.schema import Prefill
 from rlkd_nemo.errors import BackendUnavailable, BadReply, ConfigError
+from rlkd_nemo.gsrm.service import sweep
 from rlkd_nemo.gsrm.service.prefill import all_references, fill, run
 from rlkd_nemo.types import Problem, Step
 
@@ -32,6 +33,11 @@ class Kept:
                 raise BadReply("the reply is HTML")
             self.kept[problem, text] = [] if text == "stepless" else [Step(text)]
         return self.kept[problem, text]
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch):
+    monkeypatch.setattr(sweep, "WAITS_S", ())
 
 
 def references(*texts):

@@ -1,0 +1,46 @@
+"""What the guides name exists: files, make targets and settings."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from rlkd_nemo.config.objectives import OBJECTIVES
+from rlkd_nemo.config.schema import TASKS, Config
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "containers" / "README.md"]
+FOLDERS = ("examples", "slurm", "containers", "conf", "benchmarks", "tests", "rlkd_nemo", "constraints", "docs")
+
+
+def settings(cls, prefix=""):
+    """Every dotted key of a settings class, sections included."""
+    for field in dataclasses.fields(cls):
+        key = f"{prefix}{field.name}"
+        yield key
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(default):
+            yield from settings(type(default), f"{key}.")
+
+
+KEYS = set(settings(Config))
+for group, classes in (("objective", OBJECTIVES), ("task", TASKS)):
+    KEYS |= {key for cls in classes.values() for key in settings(cls, f"{group}.")}
+SECTIONS = {key for key in KEYS if "." not in key}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_what_a_guide_names_exists(guide):
+    text = guide.read_text()
+    shown = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
+    wrong = [
+        path for path in re.findall(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", shown)
+        if "NAME" not in path and not (ROOT / path).exists() and not path.startswith("benchmarks/results")
+    ]  # fmt: skip
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    wrong += [name for name in re.findall(r"make ([a-z-]+)", shown) if name not in targets]
+    for key in re.findall(r"(?<![\w/.$-])([a-z]\w*(?:\.\w+)+)(?=[=`,; ]|$)", shown, re.MULTILINE):
+        if key.split(".")[0] in SECTIONS and key not in KEYS and "*" not in key:
+            wrong.append(key)
+    assert wrong == []

@@ -1,0 +1,79 @@
+"""slurm/common.sh with stand-ins for Slurm's commands and for the work: what runs in which container, and the end.
+
+The real Slurm is in tests/slurm; here are the container runtimes, which no machine of ours has.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+STAND_INS = {
+    # Notes its options, and runs what follows them.
+    "srun": 'echo "srun $*" >> "$NOTES"\nwhile [[ ${1-} == --* ]]; do shift; done\nexec "$@"',
+    "apptainer": 'echo "apptainer $*" >> "$NOTES"\nwhile (($#)) && [[ $1 != *.sif ]]; do shift; done\nshift\nexec "$@"',
+    "scontrol": 'echo "scontrol $*" >> "$NOTES"\n[[ $1 != requeue ]] || exit "$REQUEUE"\necho "NodeName=n1 NodeAddr=127.0.0.1"',
+    "squeue": "echo 2030-01-01T00:00:00",
+    # Our tools for real; in place of the work one rank that has saved.
+    "python": f"""if [[ $1 == -m ]]; then exec {sys.executable} "$@"; fi
+echo "work $* end=$SLURM_JOB_END_TIME" >> "$NOTES"
+echo '{{"code": 3, "message": "stopped after step 4", "deliberate": true, "time": 1}}' > "$RLKD_REPORTS/0.json"
+exit 3""",
+}
+
+
+@pytest.fixture
+def job(tmp_path):
+    """`job(runtime, requeue=0)`: slurm/single_node.sh; what it ended with, what it said, and the notes."""
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    notes = tmp_path / "notes"
+
+    def run(runtime, requeue=0):
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "RLKD"))},
+            "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes), "REQUEUE": str(requeue),
+            "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1",
+            "RLKD_RUNTIME": runtime, "RLKD_PYTHON": str(tmp_path / "python"), "RLKD_MOUNTS": "/models:/models",
+            "RLKD_IMAGE_trainer": "/images/trainer.sif",
+        }  # fmt: skip
+        arguments = [
+            "--config-name=rlkd_demo", "objective=grpo", "model.restore_from_path=null", "trainer.devices=1",
+            "model.tensor_model_parallel_size=1", f"exp_manager.exp_dir={tmp_path / 'run'}",
+        ]  # fmt: skip
+        command = ["bash", str(ROOT / "slurm/single_node.sh"), *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return done, notes.read_text() if notes.exists() else ""
+
+    return run
+
+
+def test_pyxis_and_a_requeue(job):
+    done, notes = job("pyxis")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "given back to Slurm" in done.stdout and "stopped after step 4" in done.stderr
+    (work,) = (line for line in notes.splitlines() if line.startswith("srun") and "--job-name=trainer" in line)
+    assert f"--container-image=/images/trainer.sif --container-mounts={ROOT}:{ROOT},/models:/models" in work
+    assert f"--container-workdir={ROOT} --no-container-mount-home bash -c" in work
+    tools = [line for line in notes.splitlines() if "rlkd_nemo.launch.slurm" in line]
+    assert len(tools) == 3 and all("--ntasks=1 --container-image=" in line for line in tools)  # doctor, plan, ends
+    assert notes.splitlines()[-1] == "scontrol requeue 7"
+
+
+def test_apptainer_and_a_requeue_that_is_refused(job):
+    done, notes = job("apptainer", requeue=1)
+    assert done.returncode == 3 and "submit the same command again" in done.stderr, done.stdout + done.stderr
+    inside = f"apptainer exec --nv --bind {ROOT},/models:/models --pwd {ROOT} /images/trainer.sif"
+    assert sum(line.startswith(inside) for line in notes.splitlines()) == 4
+    (work,) = (line for line in notes.splitlines() if line.startswith("work"))
+    # Without SLURM_JOB_END_TIME the end is asked of squeue.
+    assert work.startswith("work examples/train_rlkd.py --config-name=") and " end=1893" in work
+
+
+def test_another_runtime_is_refused(job):
+    done, _ = job("docker")
+    assert done.returncode == 2 and "RLKD_RUNTIME=docker; wanted none, pyxis or apptainer" in done.stderr
