@@ -82,7 +82,7 @@ $(ALIGNER)/.installed: constraints/aligner-cpu.txt
 	@touch $@
 
 test-aligner: $(STAMP) $(ALIGNER)/.installed
-	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner $(ARGS)
+	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner tests/aligner $(ARGS)
 
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not ranks and not browser and not gpu' $(ARGS)
