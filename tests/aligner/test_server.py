@@ -58,6 +58,8 @@ def test_our_client_outlives_the_death_and_return_of_the_server(models):
     # Without a server: no reward, in time, and no hung rank; with it again: rewards.
     assert same(seen["gone"], [NAN, NAN]) and seen["seconds"] < 60
     assert same(seen["back"], WANTED[:2])
+    # The unmodified client, made before, finds the new server too.
+    assert same(seen["stock_before"], WANTED[:2]) and same(seen["stock_back"], WANTED[:2])
 
 
 def test_rows_are_named_in_the_servers_log(models, reward_port):
