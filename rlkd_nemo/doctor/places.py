@@ -31,6 +31,8 @@ def inputs(cfg: Config, trains: bool = True) -> Iterator[Finding]:
             named["teacher.restore_from_path"] = cfg.teacher.restore_from_path
         if cfg.model.tokenizer.library == "huggingface":
             named["model.tokenizer.type"] = cfg.model.tokenizer.type
+        named["gsrm.training.data"] = cfg.gsrm.training.data
+    named["gsrm.evaluation.data"] = cfg.gsrm.evaluation.data
     for key in ("path", "validation_path", "test_path", "chat_template"):
         named[f"task.{key}"] = getattr(cfg.task, key, None)
     made_here = Path(cfg.exp_manager.exp_dir).absolute()

@@ -155,6 +155,15 @@ def test_a_server_s_port_is_tried_on_the_machine_itself_only(healthy, monkeypatc
     assert not any("cannot be had" in one.text for one in away)
 
 
+def test_rows_of_a_gsrm_are_looked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config-name", "gsrm_7b"]) == 2
+    assert "gsrm.training.data, gsrm.evaluation.data=data/gsrm.jsonl does not exist" in capsys.readouterr().out
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "gsrm.jsonl").touch()
+    assert main(["--config-name", "gsrm_7b"]) == 2 and "gsrm.jsonl" not in capsys.readouterr().out
+
+
 def test_what_nothing_can_be_made_of_is_reported_too(capsys):
     assert main(["--config-name", "rlkd_dem"]) == 2
     assert "did you mean rlkd_demo?" in capsys.readouterr().out
