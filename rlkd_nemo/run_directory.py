@@ -139,8 +139,9 @@ class RunDirectory:
         was = extra.pop("data", self.data)  # older checkpoints did not say
         if was != self.data:
             raise ConfigError(
-                f"{path} was trained on other problems: their fingerprint was {was}, now it is {self.data} (task.path). "
-                "Going on would change the order of the data; bring the file back, or start anew in another directory"
+                f"{path} was trained on other problems: their fingerprint was {was}, now it is {self.data} (task.path, or "
+                "gsrm.training.data). Going on would change the order of the data; bring the file back, or start anew in "
+                "another directory"
             )
 
     def _record(self, entry: Mapping[str, Any]) -> None:

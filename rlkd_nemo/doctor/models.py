@@ -76,7 +76,7 @@ def _weights(key: str, directory: Path) -> Iterator[Finding]:
         )
         return
     named = config.get("architectures") or []
-    if len(named) != 1 or named[0] not in ARCHITECTURES:
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
         yield Finding(
             f"{key}={directory}: architectures={named} is not supported; wanted one of {', '.join(ARCHITECTURES)}"
         )
@@ -132,15 +132,15 @@ def _sizes(cfg: Config, directory: Path) -> Iterator[Finding]:
     config = _config(directory)
     if not config:
         return
-    rope = config.get("rope_parameters") or {}
+    rope = config.get("rope_parameters")
     found = {**config, "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads")}
     wrong = [
         f"model.{ours}={getattr(cfg.model, ours)} ({theirs}: {found[theirs]})"
         for theirs, ours in _SIZES.items()
         if isinstance(found.get(theirs), (int, float)) and found[theirs] != getattr(cfg.model, ours)
     ]
-    base = rope.get("rope_theta") or config.get("rope_theta")
-    if base is not None and float(base) != cfg.model.rotary_base:
+    base = (rope.get("rope_theta") if isinstance(rope, dict) else None) or config.get("rope_theta")
+    if base is not None and base != cfg.model.rotary_base:
         wrong.append(f"model.rotary_base={cfg.model.rotary_base} (rope_theta: {base})")
     tied = bool(config.get("tie_word_embeddings", False))
     if tied != cfg.model.share_embeddings_and_output_weights:
@@ -214,7 +214,8 @@ def _pieces(file: Path) -> dict[int, str]:
             found = {index: entry[0] for index, entry in enumerate(vocabulary)}
         else:
             found = {index: piece for piece, index in vocabulary.items()}
-        return found | {added["id"]: added["content"] for added in content.get("added_tokens") or []}
+        found |= {added["id"]: added["content"] for added in content.get("added_tokens") or []}
+        return found if all(isinstance(index, int) for index in found) else {}
     except (TypeError, KeyError, AttributeError, IndexError):
         return {}
 

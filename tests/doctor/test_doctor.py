@@ -111,7 +111,10 @@ def test_another_end_of_text_is_a_note(healthy, tmp_path, capsys):
     [
         ("config.json", "{", "cannot be read"),
         ("config.json", '{"architectures": ["GPT2LMHeadModel"]}', "is not supported; wanted one of LlamaForCausalLM"),
+        ("config.json", '{"architectures": {"a": 1}}', "architectures={'a': 1} is not supported"),
+        ("config.json", '{"rope_parameters": [1], "rope_theta": "x"}', "model.rotary_base=10000"),
         ("tokenizer.json", "[]", "is no tokenizer that can be read"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": "x"}}}', "is no tokenizer that can be read"),
         ("tokenizer.json", '{"model": {"vocab": {"a": 99}}}', "has vocab_size=64 rows, but"),
         ("tokenizer_config.json", "{}", "names no eos_token"),
         ("model.safetensors.index.json", "{}", "has no weight_map"),
