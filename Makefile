@@ -25,11 +25,12 @@ CONSTRAINTS := constraints/base.txt
 endif
 
 .PHONY: help venv venv-vllm venv-aligner venv-serving lint format clean
-.PHONY: demo demo-slurm test test-quick test-vllm test-slurm test-containers test-aligner test-serving
+.PHONY: demo demo-gsrm demo-slurm test test-quick test-vllm test-slurm test-containers test-aligner test-serving
 .PHONY: bench-objectives bench-rollout bench-token-logprobs bench-gsrm
 
 help:
 	@echo 'make demo [ARGS="objective=grpo"]   teacher, student and RLKD on two CPU ranks; report at the end'
+	@echo 'make demo-gsrm                      a GSRM trained here, served by a real vLLM (3.4 GB), rewarding an RLKD run'
 	@echo 'make test                           every test that this machine can run'
 	@echo 'make test-quick                     no real ranks, no browser: about 90 seconds'
 	@echo 'make test-vllm                      exports loaded by a real vLLM, in an environment of its own (3.4 GB)'
@@ -62,6 +63,9 @@ $(STAMP): setup.py pyproject.toml $(wildcard constraints/*.txt)
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
+demo-gsrm: $(STAMP) $(VLLM)/.installed
+	RLKD_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python examples/demo_gsrm.py $(ARGS)
+
 # Two workers: most tests wait for processes to start. A file stays on one worker, whose fixtures its tests share.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -90,7 +94,8 @@ $(ALIGNER)/.installed: constraints/aligner-cpu.txt
 	@touch $@
 
 test-aligner: $(STAMP) $(ALIGNER)/.installed
-	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner $(ARGS)
+	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner tests/aligner $(ARGS)
+
 venv-serving: $(SERVING)/.installed
 
 $(SERVING)/.installed: $(wildcard constraints/*.txt)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
+import traceback
+from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
-from rlkd_nemo.errors import EXIT_DONE, EXIT_INPUT, ConfigError
+from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_INPUT, ConfigError, RlkdError
 
 # Releases that the tests ran with; NeMo-Aligner has had none since.
 NEEDED = {"nemo-aligner": "0.7.0", "nemo-toolkit": "2.1.0", "megatron-core": "0.10.0"}
@@ -55,3 +60,23 @@ def begin(description: str | None, needed: dict[str, str] | None = None) -> None
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_INPUT)
+
+
+def exiting(main: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`main(cfg)`, whose errors of this package become their message and exit code: 2 wrong config or input, 1 others."""
+
+    @functools.wraps(main)
+    def guarded(cfg: Any) -> None:
+        try:
+            main(cfg)
+        except RlkdError as error:
+            sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+            sys.stderr.flush()
+            # Neither other ranks nor threads of a client are waited for: they would keep a failed run alive.
+            os._exit(error.exit_code)
+        except Exception:  # noqa: BLE001 - told in full, then out
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(EXIT_ERROR)
+
+    return guarded

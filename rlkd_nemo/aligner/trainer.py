@@ -159,6 +159,12 @@ class RLKDTrainer(ReinforceTrainer):
                     futures.append((rows, self.rm.infer_rm({**batch, "sample_ids": ids})))
                     batches.append({**batch, "groups": groups})
                 group += rows
+        if not batches:
+            key = "num_val_samples" if is_validation else "num_rollout_samples"
+            raise ConfigError(
+                f"model.reinforce.{key}={loader.batch_sampler.global_batch_size} prompts, but the {kind} data has only "
+                f"{len(loader.dataset)}; give more in model.data.data_prefix.{kind} or ask for fewer"
+            )
         return batches, futures
 
     def _share_of(self, whole: RLKDRolloutBatch) -> RLKDRolloutBatch:

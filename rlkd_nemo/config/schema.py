@@ -499,6 +499,25 @@ class Demo:
 
 
 @dataclass
+class GsrmDemo:
+    """`examples/demo_gsrm.py`: a tiny GSRM, its training data, and what it must reach."""
+
+    vllm_python: str | None = None  # a Python that has vLLM; null: environment variable RLKD_VLLM_PYTHON
+    startup_s: float = 400.0  # for vLLM to be ready; 45 to 80 s on two idle cores
+    num_rows: int = 10_000  # to train on
+    held_out_rows: int = 300  # to measure on, of other problems
+    altered: float = (
+        0.4  # share of training texts with steps that make no sense together, as students in training write
+    )
+    cut: float = 0.05  # share of training texts that break off
+    train_config: str = "gsrm_tiny"  # config of examples/train_gsrm.py
+    training: list[str] = field(default_factory=list)  # overrides of it
+    min_parse_rate: float = 0.95
+    min_step_f1: float = 0.9
+    min_agreement: float = 0.95  # share of the run's rollouts with the same reward as by rule
+
+
+@dataclass
 class ExpressionsTask:
     """Nested integer expressions modulo m, one letter an operator."""
 
@@ -534,7 +553,7 @@ class MathTask:
     path: str = ""
     validation_path: str | None = None  # file of its own; null: validation_fraction of `path`
     test_path: str | None = None
-    layout: str = "auto"  # auto: by the keys of the first row; gsm8k, math, answer, openr1, verl
+    layout: str = "auto"  # of all files: gsm8k, math, answer, openr1, verl; auto: each by the keys of its first row
     validation_fraction: float = 0.02  # by content hash; not read where that split has a file of its own
     test_fraction: float = 0.02
     num_teacher_paths: int = 1  # most references a problem that are kept, verified ones first
@@ -579,4 +598,5 @@ class Config:
     gate: Gate = field(default_factory=Gate)
     layout: Layout = field(default_factory=Layout)
     demo: Demo = field(default_factory=Demo)
+    gsrm_demo: GsrmDemo = field(default_factory=GsrmDemo)
     convert: Convert = field(default_factory=Convert)

@@ -41,7 +41,7 @@ def write_tokenizer(directory: str | Path, texts: Iterable[str], max_words: int 
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
         from tokenizers.models import WordLevel
     except ImportError as err:
-        raise ConfigError("a vocabulary needs the package `tokenizers`: pip install 'rlkd_nemo[gsrm]'") from err
+        raise ConfigError("a vocabulary needs the package `tokenizers`: pip install tokenizers") from err
     counts: Counter[str] = Counter()
     for text in texts:
         for mark, read in _FENCES:

@@ -33,10 +33,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(command, **more):
+def start(command, output=subprocess.PIPE, stdin=None, **more):
     """The process, in a group of its own."""
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command, cwd=ROOT, env=environment(**more), stdin=stdin, stdout=output, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
 
@@ -48,12 +48,12 @@ def stop(process):
     return process.communicate()[0]
 
 
-def run(script, *args, timeout=250, code=0, **more):
+def run(script, *args, timeout=400, code=0, **more):
     """Output of one process that is expected to end with `code`."""
     return _finish(start([PYTHON, str(script), *map(str, args)], **more), script, timeout, code)
 
 
-def launch(script, ranks, *args, timeout=250, code=0, **more):
+def launch(script, ranks, *args, timeout=400, code=0, **more):
     """Output of `script args...` on so many CPU ranks."""
     return _finish(start_ranks(script, ranks, *args, **more), f"{Path(script).name} on {ranks} ranks", timeout, code)
 

@@ -81,6 +81,7 @@ CASES = [
     ("objective.alpha=1.5", "objective.alpha=1.5", "[0, 1]"),
     ("model.optim.sched.warmup_steps=2000", "model.optim.sched.warmup_steps=2000", "max_steps"),
     ("model.optim.sched.decay_steps=2", "model.optim.sched.decay_steps=2", "warmup_steps=3"),
+    ("model.optim.sched.warmup_ratio=0.1", "model.optim.sched.warmup_ratio=0.1", "warmup_steps=3"),
     ("model.optim.sched.min_lr=1", "model.optim.sched.min_lr=1.0", "model.optim.lr"),
     ("model.optim.betas=[0.9]", "model.optim.betas", "two numbers"),
     ("model.optim.lr=inf", "model.optim.lr=inf", "not finite"),

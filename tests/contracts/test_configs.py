@@ -13,7 +13,8 @@ from rlkd_nemo.doctor.places import parameters
 
 CONF = conf_directory()
 RUNS = sorted(path.stem for path in CONF.glob("*.yaml"))
-CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+# aligner/ is no group: its files have NeMo-Aligner's keys (tests/aligner/test_examples.py composes them).
+CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in CONF.glob("*/*.yaml") if p.parent.name != "aligner")
 # What a choice cannot know by itself.
 FREE_TEXT = "model.tokenizer.library=bytes"
 GIVEN = {

@@ -7,7 +7,7 @@ import pytest
 
 from rlkd_nemo import tasks
 from rlkd_nemo.config.schema import Config, ExpressionsTask
-from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.errors import ConfigError, InputError
 from rlkd_nemo.gsrm import dataset
 from rlkd_nemo.gsrm.prompting import Prompts
 from rlkd_nemo.gsrm.vocabulary import write_tokenizer
@@ -39,13 +39,15 @@ def test_one_pass_over_the_rows_and_an_export_that_a_server_can_load(folder):
         "--config-name", "gsrm_tiny", f"gsrm.training.data={folder}/rows.jsonl", f"exp_manager.exp_dir={folder}/run",
         f"model.tokenizer.type={folder}/tokenizer", f"gsrm.llm.prompts={SHORT}", "data.global_batch_size=8",
         "gsrm.training.epochs=1", "model.num_layers=1", "model.hidden_size=32", "model.ffn_hidden_size=48",
-        "trainer.devices=1",
+        "trainer.devices=1", "model.optim.sched.warmup_ratio=0.5",
     ]  # fmt: skip
     ended = run_example("train_gsrm", *arguments)
     assert ended.code == 0, ended.err
     metrics = read_metrics(folder / "run")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]  # 42 rows in batches of 8
     assert metrics[-1]["loss/loss"] < metrics[0]["loss/loss"]
+    rates = [line["loss/learning_rate"] for line in metrics]
+    assert rates[:3] == pytest.approx([1e-3, 2e-3, 3e-3]) and 3e-3 > rates[3] > rates[4] > rates[5]
 
     transformers = pytest.importorskip("transformers")
     export = folder / "run" / "hf"
@@ -56,9 +58,6 @@ def test_one_pass_over_the_rows_and_an_export_that_a_server_can_load(folder):
     assert asked == "<user>c<assistant>"
     assert json.loads((export / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
-    ended = run_example("train_gsrm", *arguments)
-    assert ended.code == 2 and "exists already" in ended.err and "gsrm.training.export" in ended.err
-
 
 def test_what_is_missing_is_named(tmp_path):
     jobs = pytest.importorskip("rlkd_nemo.jobs")
@@ -66,6 +65,9 @@ def test_what_is_missing_is_named(tmp_path):
     cfg.exp_manager.exp_dir = str(tmp_path)
     with pytest.raises(ConfigError, match=r"gsrm\.training\.data is not set"):
         jobs.train_gsrm(cfg, None)
-    cfg.gsrm.training.data = "rows.jsonl"
+    cfg.gsrm.training.data, cfg.gsrm.training.export = "rows.jsonl", str(tmp_path)
+    with pytest.raises(InputError, match=r"exists already.*gsrm\.training\.export"):
+        jobs.train_gsrm(cfg, None)
+    cfg.gsrm.training.export = None
     with pytest.raises(ConfigError, match="has no chat template"):
         jobs.train_gsrm(cfg, None)

@@ -1,0 +1,83 @@
+"""conf/aligner/inference_gsrm.yaml to a reward server: NeMo-Aligner's section `inference`, the rest in our own schema."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkd_nemo import tasks, tokenizer
+from rlkd_nemo.aligner.desk import RewardDesk
+from rlkd_nemo.config import gsrm_rules, ranges, service_rules
+from rlkd_nemo.config.schema import Config
+from rlkd_nemo.config.tree import Setting, fill, flatten, nearest
+from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.interfaces import Scorer, Task
+from rlkd_nemo.rewards.blend import EmbeddedScorer
+from rlkd_nemo.tasks.prompts import Prompts
+
+if TYPE_CHECKING:
+    from rlkd_nemo.aligner.reward_server import GSRMRewardServer
+
+FILE = "conf/aligner/inference_gsrm.yaml"
+SECTIONS = ("task", "reward", "gsrm")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Where the server listens; keys and defaults of NeMo-Aligner's inference_rm.yaml."""
+
+    port: int = 5555
+    model_name: str = "reward_model"
+    max_queue_delay_microseconds: int = 2000
+
+
+def read(tree: Mapping[str, Any]) -> tuple[Inference, Config]:
+    """The file's sections as typed settings. Raises: ConfigError with every problem found."""
+    own = dict(tree.get("inference") or {})
+    known = [f.name for f in dataclasses.fields(Inference)]
+    problems = [f"inference.{key} is no setting{nearest(str(key), known)}" for key in own if key not in known]
+    choices = ["inference", "tokenizer", *SECTIONS]
+    problems += [f"{key} is no section{nearest(str(key), choices)}" for key in tree if key not in choices]
+    settings = [Setting("objective.name", "grpo", FILE)]  # the schema wants one; a server optimizes nothing
+    for name in SECTIONS:
+        settings += flatten(tree.get(name) or {}, FILE, f"{name}.")
+    settings += flatten(tree.get("tokenizer") or {}, FILE, "model.tokenizer.")
+    cfg, more = fill(settings)
+    problems += more
+    if cfg is not None:
+        problems += [*ranges.problems(cfg), *gsrm_rules.problems(cfg), *service_rules.problems(cfg)]
+    if cfg is None or problems:
+        raise ConfigError(problems)
+    return Inference(**own), cfg
+
+
+def build_desk(cfg: Config) -> RewardDesk:
+    """Raises: ConfigError for a task without a fixed list of problems; what tasks, tokenizers and scorers raise."""
+    task = tasks.build(cfg.task)
+    if not isinstance(task, Prompts):
+        raise ConfigError("task.name must be prompts: a reward server looks problems up by the prompts it is sent")
+    problems = [problem for split in task.problems.values() for problem in split]
+    return RewardDesk(_scorer(cfg, task), problems, tokenizer.build(cfg.model.tokenizer, task))
+
+
+def build_server(tree: Mapping[str, Any]) -> GSRMRewardServer:
+    """The server of a config file. Raises as `read` and `build_desk`."""
+    from rlkd_nemo.aligner.reward_server import GSRMRewardServer
+
+    inference, cfg = read(tree)
+    return GSRMRewardServer(build_desk(cfg), **dataclasses.asdict(inference))
+
+
+def _scorer(cfg: Config, task: Task) -> Scorer:
+    if cfg.gsrm.scorer == "service":
+        # Late: the embedded scorer runs without the HTTP libraries.
+        try:
+            from rlkd_nemo.gsrm.service.build import scorer
+        except ImportError as err:
+            raise ConfigError(f"gsrm.scorer=service needs {err.name}: pip install 'rlkd_nemo[gsrm]'") from err
+
+        return scorer(cfg, task)
+    return EmbeddedScorer(task, cfg.reward, cfg.gsrm, Path(cfg.gsrm.reference_store or "references"))

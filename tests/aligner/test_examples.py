@@ -1,0 +1,92 @@
+"""The shipped files, without NeMo: they compose, break no rule, and what names a checkpoint is read back."""
+
+import re
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rlkd_nemo.aligner.checkpoint import architecture_problems
+from rlkd_nemo.aligner.serving import Inference, build_desk, read
+from rlkd_nemo.config.aligner import batch_problems
+from rlkd_nemo.config.aligner import read as read_rlkd
+from rlkd_nemo.config.load import conf_directory
+from rlkd_nemo.config.objectives import TRRD
+from rlkd_nemo.errors import ConfigError
+from tests.aligner import nemo_python as nemo
+
+for name, function in {
+    "multiply": lambda x, y: x * y,
+    "int_div": lambda x, y: x // y,
+    "subtract": lambda x, y: x - y,
+}.items():
+    OmegaConf.register_new_resolver(name, function, replace=True)
+
+
+def composed(name, *overrides):
+    with initialize_config_dir(str(conf_directory() / "aligner"), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def test_the_actors_file_composes_and_breaks_no_rule():
+    cfg = composed("gpt_rlkd_actor")
+    OmegaConf.set_struct(cfg, False)  # what comes with the checkpoint
+    cfg.model.tensor_model_parallel_size = 8
+    cfg.model.pipeline_model_parallel_size = 1
+    assert read_rlkd(cfg.trainer.reinforce.rlkd)[1:] == ("trrd", TRRD())
+    assert batch_problems(cfg.trainer.reinforce, cfg.model, 8) == []
+    OmegaConf.to_container(cfg, resolve=True)
+
+
+def test_the_checkpoints_name_carries_every_counter_and_the_step_first():
+    name = composed("gpt_rlkd_actor").exp_manager.checkpoint_callback_params.filename
+    found = re.findall(r"\{(\w+)[:}]?", name)
+    assert found[0] == "step"  # NeMo-Aligner reads the first `step=`
+    assert set(found) == {
+        "step", "consumed_samples", "reinforce_optimization_step", "consumed_rollouts", "epoch", "val_rewards",
+    }  # fmt: skip
+
+
+def test_the_servers_file_becomes_typed_settings():
+    inference, cfg = read(OmegaConf.to_container(composed("inference_gsrm", "inference.port=6000")))
+    assert inference == Inference(port=6000)
+    assert (cfg.reward.outcome, cfg.task.path, cfg.model.tokenizer.library) == (3.0, "problems.jsonl", "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inference": {"ports": 1}}, "inference.ports is no setting; did you mean port?"),
+        ({"rewards": {"outcome": 1}}, "rewards is no section; did you mean reward?"),
+        ({"reward": {"outcom": 1}}, "reward.outcom"),
+        ({"gsrm": {"judge": "llm"}}, "gsrm"),
+    ],
+)
+def test_a_wrong_servers_file_is_refused(change, message):
+    tree = OmegaConf.to_container(composed("inference_gsrm"))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read({**tree, **change})
+
+
+def test_a_server_wants_problems_that_can_be_looked_up():
+    _, cfg = read({"task": {"name": "expressions"}, "tokenizer": {"library": "task"}})
+    with pytest.raises(ConfigError, match=r"task.name must be prompts"):
+        build_desk(cfg)
+
+
+def test_a_checkpoint_of_another_architecture_is_told_key_by_key():
+    saved = {"target": "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel",
+             "mcore_gpt": True, "hidden_size": 64, "num_layers": 2}  # fmt: skip
+    assert architecture_problems("x.nemo", saved, {"hidden_size": 64, "micro_batch_size": 1}) == []
+    (problem,) = architecture_problems("x.nemo", saved, {"hidden_size": 32})
+    assert problem == "model.hidden_size=32, but x.nemo has 64; leave the key to the checkpoint"
+    other = {**saved, "target": "nemo.collections.nlp.models.MegatronT5Model", "mcore_gpt": False}
+    problems = architecture_problems("x.nemo", other, {})
+    assert "wanted a GPT model of NeMo" in problems[0] and "mcore_gpt=False" in problems[1]
+
+
+def test_the_scripts_say_what_is_missing():
+    # In an environment without NeMo; --help works there (tests/contracts/test_imports.py).
+    for script in sorted((nemo.ROOT / "examples" / "aligner").glob("*.py")):
+        text = script.read_text()
+        assert text.index("begin(__doc__") < text.index("hydra")

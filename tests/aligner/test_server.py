@@ -1,0 +1,98 @@
+"""Our reward server behind the real Triton binary, asked by NeMo-Aligner's unmodified client and by ours."""
+
+import json
+import math
+import subprocess
+
+import pytest
+
+from tests.aligner import nemo_python as nemo
+from tests.aligner.conftest import gsrm_service, serving, wait_ready
+
+pytestmark = [*nemo.needed, pytest.mark.timeout(500)]
+SCRIPT = nemo.HERE / "server_client.py"
+NAN = float("nan")
+# Of 6: all right; the answer wrong (meta counts half of the structure); filler; unknown prompt; right but cut off.
+WANTED = [6.0, 1.5, NAN, NAN, 3.0]
+
+
+def saw(out):
+    return {k: v for line in out.splitlines() if line.startswith("SAW ") for k, v in json.loads(line[4:]).items()}
+
+
+def same(got, wanted):
+    return len(got) == len(wanted) and all(
+        math.isnan(g) if math.isnan(w) else g == pytest.approx(w) for g, w in zip(got, wanted)
+    )
+
+
+def test_the_unmodified_client_gets_the_rewards_of_requests_of_different_widths(models, reward_port):
+    seen = saw(nemo.run(SCRIPT, reward_port, models / "tokenizer", "stock"))
+    assert (seen["dtype"], seen["shape"]) == ("torch.float32", [5, 1])
+    assert [same(got, want) for got, want in zip(seen["rewards"], [WANTED, WANTED[:2], WANTED])] == [True] * 3, seen
+
+
+def test_our_client_outlives_the_death_and_return_of_the_server(models):
+    port = nemo.free_port()
+    command = [nemo.PYTHON, str(SCRIPT), str(port), str(models / "tokenizer"), "ours"]
+    out = []
+
+    def until_ready(process):
+        for line in process.stdout:
+            out.append(line)
+            if line.startswith("READY"):
+                return
+        raise AssertionError("".join(out)[-4000:])
+
+    with serving(models, port):
+        client = nemo.start(command, stdin=subprocess.PIPE)
+        until_ready(client)
+    client.stdin.write("gone\n")
+    client.stdin.flush()
+    until_ready(client)
+    with serving(models, port):
+        rest, _ = client.communicate("back\n", timeout=120)
+    seen = saw("".join(out) + rest)
+    assert seen["extra"] == ["prompt_lengths", "sample_ids"]
+    assert same(seen["rewards"][0], WANTED), seen
+    # Without a server: no reward, in time, and no hung rank; with it again: rewards.
+    assert same(seen["gone"], [NAN, NAN]) and seen["seconds"] < 60
+    assert same(seen["back"], WANTED[:2])
+    # The unmodified client, made before, finds the new server too.
+    assert same(seen["stock_before"], WANTED[:2]) and same(seen["stock_back"], WANTED[:2])
+
+
+def test_rows_are_named_in_the_servers_log(models, reward_port):
+    # Left by the client's unknown prompt above, or by this request of its own.
+    text = (models / f"server-{reward_port}.log").read_text()
+    assert "its prompt belongs to no problem of this server" in text
+
+
+def test_a_backend_that_is_dead_gives_no_rewards_but_answers(models):
+    # The structure reward comes from a service that does not exist any more: failures of the system, not zeros.
+    port, dead = nemo.free_port(), nemo.free_port()
+    with gsrm_service(models, dead) as backend, serving(
+        models, port, "gsrm.scorer=service", f"gsrm.service.urls=[http://127.0.0.1:{dead}]",
+        "+gsrm.service.attempts=1", "+gsrm.service.deadline_s=5", "+gsrm.service.pause_s=1",
+    ):  # fmt: skip
+        assert same(saw(nemo.run(SCRIPT, port, models / "tokenizer", "stock"))["rewards"][0], WANTED)
+        nemo.stop(backend)
+        seen = saw(nemo.run(SCRIPT, port, models / "tokenizer", "stock"))
+    assert all(math.isnan(reward) for reward in seen["rewards"][0]), seen
+
+
+def test_nobody_there_is_told_in_seconds(models):
+    seen = saw(nemo.run(SCRIPT, nemo.free_port(), models / "tokenizer", "gone"))
+    assert seen["refused"] == "BackendUnavailable" and seen["seconds"] < 30
+    assert "is not reachable" in seen["message"] and "within 3 s" in seen["message"]
+
+
+def test_a_server_of_another_protocol_is_refused(models):
+    port = nemo.free_port()
+    process = nemo.start([nemo.PYTHON, str(nemo.HERE / "other_server.py"), str(port)], subprocess.DEVNULL)
+    try:
+        wait_ready(process, port)
+        seen = saw(nemo.run(SCRIPT, port, models / "tokenizer", "wrong"))
+    finally:
+        nemo.stop(process)
+    assert seen["refused"] == "BadReply" and "tokens" in seen["message"]

@@ -1,0 +1,256 @@
+"""NeMo-Aligner's trainer and ours side by side on two data-parallel ranks, with a stub sampler and stub rewards.
+
+Usage: trainer_ranks.py TOKENIZER. A line `SHOWN name` for each thing that held on both ranks.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import cpu_shim
+
+cpu_shim.install()
+
+import copy
+from functools import partial
+
+import tiny
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from nemo_aligner.algorithms.reinforce import ReinforceTrainer
+from nemo_aligner.data.nlp.builders import build_dataloader
+from nemo_aligner.models.nlp.gpt.megatron_gpt_reinforce_actor import MegatronGPTReinforceActorModel
+from nemo_aligner.utils.batch_iterators import get_batch_iterator_cls
+from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu
+from omegaconf import OmegaConf
+
+from rlkd_nemo.aligner import MegatronGPTRLKDActorModel, RLKDTrainer
+from rlkd_nemo.errors import ConfigError, FailureBudgetError, NonFiniteError, ShapeError
+
+PROMPTS, GROUP, WIDTH = 8, 2, 12  # of the data set; rollouts a prompt; tokens
+NAN = float("nan")
+
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return PROMPTS
+
+    def __getitem__(self, index):
+        return torch.tensor([2 + index, 3 + index, 4 + index])
+
+
+def collate(prompts):
+    return {"text": torch.stack(prompts), "length": torch.full((len(prompts),), 3)}
+
+
+class Rewards:
+    """`give(tokens)` is the whole reward server."""
+
+    def __init__(self, give):
+        self.give = give
+
+    def infer_rm(self, batch):
+        return type("Future", (), {"result": lambda _: self.give(batch["response_tokens"])})()
+
+
+class Log:
+    def __init__(self):
+        self.seen = []
+
+    def log_metrics(self, metrics, step=None, prefix=""):
+        self.seen.append(metrics)
+
+
+def ends(model):
+    """A sampler whose responses all end: `infer` of the actors, without the model."""
+    draw = torch.Generator().manual_seed(mpu.get_data_parallel_rank())
+
+    def infer(batch):
+        rows = len(batch["text"])
+        tokens = torch.randint(2, tiny.VOCAB, (rows, WIDTH), generator=draw)
+        tokens[:, :3] = batch["text"][:, :3]
+        lengths = torch.randint(5, WIDTH, (rows,), generator=draw)
+        for row, length in enumerate(lengths):
+            tokens[row, length - 1 :] = 0
+        return {"response_tokens": tokens, "response_lengths": lengths, "prompt_lengths": batch["length"],
+                "is_end": torch.ones(rows, dtype=torch.bool)}  # fmt: skip
+
+    model.infer = infer
+
+
+def varied(tokens):
+    return tokens.float().mean(1, keepdim=True)
+
+
+def trainer(cls, cfg, model, give=varied, optimizer=None, **more):
+    ends(model)
+    builder = partial(build_dataloader, cfg=cfg, dataset=Data(), mbs=2, gbs=4, collate_fn=collate, load_gbs=False)
+    return cls(
+        cfg=cfg.trainer.reinforce, model=model, optimizer=optimizer,
+        scheduler=type("Scheduler", (), {"step": lambda _: None})(), train_dataloader_builder=builder,
+        val_dataloader_builder=builder, collate_fn=collate, rm=Rewards(give),
+        batch_iterator_cls=get_batch_iterator_cls(OmegaConf.create({"use_flask": False})), logger=Log(),
+        ckpt_callback=None, run_timer=None, **more,
+    )  # fmt: skip
+
+
+def shown(name, ok=True):
+    worst = torch.tensor(int(ok))
+    dist.all_reduce(worst, dist.ReduceOp.MIN)
+    if dist.get_rank() == 0:
+        print("SHOWN" if worst.item() else "FAILED", name, flush=True)
+
+
+def refused(name, kind, words, function):
+    try:
+        function()
+    except kind as error:
+        shown(name, words in str(error))
+        if words not in str(error):
+            print(error, flush=True)
+    else:
+        shown(name, False)
+
+
+def rows_over_ranks(data):
+    """Rows that all data-parallel ranks hold, and how many of them differ."""
+    parts = [None, None]
+    dist.all_gather_object(parts, [tuple(row) for row in data["response_tokens"].tolist()])
+    together = [row for part in parts for row in part]
+    return len(together), len(set(together))
+
+
+def faults(cfg, parent, ours):
+    """The parent's three faults; the same questions to our class."""
+    with_kl = copy.deepcopy(cfg)
+    with_kl.trainer.reinforce.initial_policy_kl_penalty = 0.01
+    parent.init_policy_state_dict = retrieve_model_state_dict_in_cpu(parent, megatron_amp_O2=False)
+    theirs, mine = trainer(ReinforceTrainer, with_kl, parent), trainer(RLKDTrainer, cfg, ours)
+    data, _, _ = theirs.generate_rollouts()
+    shown("parent: every data-parallel rank trains on the whole batch", rows_over_ranks(data) == (16, 8))
+    shown("parent: rollouts are counted as prompts", theirs.consumed_samples == 8)
+    data, metrics, _ = mine.generate_rollouts()
+    shown("ours: data-parallel ranks share the batch", rows_over_ranks(data) == (8, 8))
+    shown("ours: prompts are counted", (mine.consumed_samples, mine.consumed_rollouts) == (4, 8))
+    shown("ours: log", metrics["consumed_samples"] == 4 and metrics["failed_fraction"] == 0.0)
+    without = trainer(ReinforceTrainer, cfg, parent)
+    try:
+        without.generate_rollouts()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        shown("parent: a KL penalty of 0 fails", "dim" in str(error))
+    else:
+        shown("parent: a KL penalty of 0 fails", False)
+    # Ours ran with 0 above.
+    shown("ours: a KL penalty of 0 works", cfg.trainer.reinforce.initial_policy_kl_penalty == 0)
+
+
+def rewards(cfg, model):
+    """What a reward server may get wrong."""
+
+    def with_rewards(give, **keys):
+        changed = copy.deepcopy(cfg)
+        changed.trainer.reinforce.rlkd.update(keys)
+        return trainer(RLKDTrainer, changed, model, give)
+
+    def run(give, **keys):
+        return lambda: with_rewards(give, **keys).generate_rollouts()
+
+    refused("rewards of another shape", ShapeError, "torch.float32 (2, 1)", run(lambda t: torch.zeros(len(t))))
+    refused("rewards of another dtype", ShapeError, "torch.float64 (2, 1)", run(lambda t: varied(t).double()))
+    refused("an infinite reward", NonFiniteError, "not finite", run(lambda t: varied(t) / 0))
+    refused("too many failures", FailureBudgetError, "8 of 8", run(lambda t: varied(t) * NAN))
+
+    def one_group_fails(tokens):
+        return varied(tokens).masked_fill(tokens[:, :1] == tokens[:, :1].max(), NAN)
+
+    data, metrics, _ = with_rewards(one_group_fails, max_failed_fraction=0.6).generate_rollouts()
+    dead = data["weights"].sum(1) == 0
+    shown("a group of NaN has no weight and is counted", int(dead.sum()) > 0 and metrics["failed_fraction"] == 0.5)
+    shown("the other rows have", bool((data["weights"][~dead].sum(1) > 0).all()) and int(dead.sum()) < len(dead))
+    shown("and the mean reward is theirs", metrics["rewards"] == metrics["rewards"] and metrics["unusable_groups"] == 2)
+
+
+def updates(cfg, model):
+    """An update: several passes, none without a scored rollout, none with a NaN."""
+    model.setup_optimizer_param_groups()  # what clipping walks over
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def moved():
+        return any(bool((p != start[name]).any()) for name, p in model.named_parameters())
+
+    changed = copy.deepcopy(cfg)
+    changed.trainer.reinforce.rlkd.update({"epochs": 2, "max_failed_fraction": 1.0})
+    nothing = trainer(RLKDTrainer, changed, model, lambda t: varied(t) * NAN, optimizer)
+    data, _, _ = nothing.generate_rollouts()
+    nothing.run_training(iter([data]))
+    shown("an update without a scored rollout leaves the weights alone", not moved())
+    broken = {**data, "weights": torch.full_like(data["weights"], NAN), "mask": torch.ones_like(data["mask"])}
+    refused("a loss that is not finite", NonFiniteError, "was stepped", lambda: nothing.run_training(iter([broken])))
+    shown("and the weights stay", not moved())
+    some = trainer(RLKDTrainer, changed, model, varied, optimizer)
+    data, _, _ = some.generate_rollouts()
+    some.run_training(iter([data]))
+    shown("an update moves the weights", moved())
+    shown("two epochs are two updates", some.reinforce_optimization_step == 2 and len(some.logger.seen) == 2)
+    shown("their metrics are there", {"loss", "grad_norm", "lr", "ratio_mean"} <= some.logger.seen[0].keys())
+
+
+class Uniform:
+    """A teacher of the protocol, not of this process's models."""
+
+    def log_probs(self, prompts, responses):
+        self.asked = len(prompts)
+        return [torch.full((len(response),), -2.0) for response in responses]
+
+
+def teachers(cfg, model):
+    taught = copy.deepcopy(cfg)
+    taught.trainer.reinforce.rlkd.objective = {"name": "trrd"}
+    refused("no teacher for trrd", ConfigError, "reads a teacher", lambda: trainer(RLKDTrainer, taught, model))
+    teacher = Uniform()
+    data, _, _ = trainer(RLKDTrainer, taught, model, teacher=teacher).generate_rollouts()
+    values = data["teacher_logprobs"][data["mask"]]
+    shown(
+        "any teacher of the protocol, asked for this rank's share", teacher.asked == 4 and bool((values == -2.0).all())
+    )
+    ending = copy.deepcopy(taught)
+    ending.trainer.reinforce.rlkd.drop_teacher_at_end = True
+    data, _, _ = trainer(RLKDTrainer, ending, model, teacher=teacher).generate_rollouts()
+    ended = data["response_tokens"][:, 1:] == 0
+    shown("the teacher can be left out at the end", not bool((data["teacher_mask"] & ended).any()))
+
+
+def states(cfg, model):
+    mine = trainer(RLKDTrainer, cfg, model)
+    state = {"step": 1, "consumed_samples": 2**24 + 1, "reinforce_optimization_step": 3, "consumed_rollouts": 2**25 + 1}
+    mine.load_state_dict(state)
+    shown("counters beyond float32 are restored", mine.state_dict() == {**state, "epoch": 0})
+    state["step"] += dist.get_rank()
+    refused("ranks with different checkpoints", ConfigError, "one folder for", lambda: mine.load_state_dict(state))
+
+
+def settings(cfg, model):
+    bad = copy.deepcopy(cfg)
+    bad.model.global_batch_size = 3
+    model.cfg.global_batch_size = 3
+    refused("a global batch that does not divide", ConfigError, "size=3", lambda: trainer(RLKDTrainer, bad, model))
+    model.cfg.global_batch_size = 8
+
+
+def main(tokenizer):
+    cfg = tiny.config(tokenizer, devices=2)
+    _, ours = tiny.build(copy.deepcopy(cfg), MegatronGPTRLKDActorModel)
+    _, parent = tiny.build(copy.deepcopy(cfg), MegatronGPTReinforceActorModel)
+    faults(cfg, parent, ours)
+    rewards(cfg, ours)
+    teachers(cfg, ours)
+    states(cfg, ours)
+    settings(cfg, ours)
+    updates(cfg, ours)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
