@@ -13,7 +13,9 @@ from rlkd_nemo.launch.slurm.jobs import header
 from rlkd_nemo.launch.slurm.submit import kind_and_config, with_header
 
 ROOT = Path(__file__).resolve().parents[3]
-JOBS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if "#SBATCH" in path.read_text()]
+# The NeMo-Aligner plugin's script is of its own kind: its settings are NeMo-Aligner's.
+OTHERS = ("common.sh", "site.sh", "submit.sh", "aligner_rlkd.sh")
+JOBS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in OTHERS]
 RECORD = """#!/bin/bash
 printf '%s\\n' "$@" "token of ${#RLKD_GSRM_TOKEN}" > "$RECORD"
 cat "$1" >> "$RECORD"
