@@ -22,6 +22,16 @@ cat "$1" >> "$RECORD"
 """
 
 
+def test_a_server_is_submitted_without_the_models_of_a_trainer(submit, tmp_path):
+    where = f"exp_manager.exp_dir={tmp_path}"
+    missing = "model.restore_from_path=nowhere"
+    done, submitted = submit("slurm/serve_gsrm.sh", *DEMO, missing, where)
+    assert done.returncode == 0, done.stdout
+    assert "hetjob" not in submitted
+    done, _ = submit("slurm/single_node.sh", *DEMO, missing, where)
+    assert done.returncode == 2 and "model.restore_from_path=nowhere" in done.stdout
+
+
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_the_lines_of_a_script_are_those_of_its_config(path):
     text = path.read_text()
