@@ -10,6 +10,8 @@ from rlkd_nemo.config.objectives import OBJECTIVES
 from rlkd_nemo.config.schema import TASKS, Config
 
 ROOT = Path(__file__).resolve().parents[2]
+# Keys in the plugin's guide are NeMo-Aligner's.
+OTHER_KEYS = ("aligner.md",)
 GUIDES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "containers" / "README.md"]
 FOLDERS = ("examples", "slurm", "containers", "conf", "benchmarks", "tests", "rlkd_nemo", "constraints", "docs")
 
@@ -41,6 +43,6 @@ def test_what_a_guide_names_exists(guide):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     wrong += [name for name in re.findall(r"make ([a-z-]+)", shown) if name not in targets]
     for key in re.findall(r"(?<![\w/.$-])([a-z]\w*(?:\.\w+)+)(?=[=`,; ]|$)", shown, re.MULTILINE):
-        if key.split(".")[0] in SECTIONS and key not in KEYS and "*" not in key:
+        if guide.name not in OTHER_KEYS and key.split(".")[0] in SECTIONS and key not in KEYS:
             wrong.append(key)
     assert wrong == []
