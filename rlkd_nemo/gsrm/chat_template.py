@@ -18,6 +18,7 @@ _FILE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 # For templates that date their prompts (Llama 3.2, whose own default this is): a run that goes on tomorrow must find the
 # rows that it began with, and the day of serving is another one anyway.
 _DAY = datetime(2024, 7, 26)
+_INSTRUCT = "the tokenizer's directory of an instruct model, since the GSRM is served over chat completions"
 
 
 class ChatTemplate:
@@ -25,12 +26,13 @@ class ChatTemplate:
 
     It stands in `chat_template.jinja`, or as `chat_template` in `tokenizer_config.json` (one text, or a list of named
     ones, of which `default` counts).
+    Args: key, wanted: for messages: the setting that names the directory, and what to do about a wrong one.
     Raises: InputError when there is none, or none that can be read.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self._where = Path(directory)
-        config = _json(self._where / _CONFIG)
+    def __init__(self, directory: str | Path, key: str = "model.tokenizer.type", wanted: str = _INSTRUCT) -> None:
+        self._where, self._named, self._wanted = Path(directory), f"{key}={directory}", wanted
+        config = self._json(self._where / _CONFIG)
         text = self._text(config)
         # As transformers sets it up: templates come with models and are not trusted.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
@@ -41,14 +43,18 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(text)
         except jinja2.TemplateError as err:
-            raise InputError(f"the chat template of {self._where} cannot be read ({err})") from err
+            raise InputError(
+                f"{self._named}: its chat template cannot be read ({type(err).__name__}: {err}); wanted {self._wanted}"
+            ) from err
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text that a reply follows. Raises InputError when the template refuses the messages."""
         try:
             return self._template.render(messages=list(messages), add_generation_prompt=True, **self._tokens)
-        except jinja2.TemplateError as err:
-            raise InputError(f"the chat template of {self._where} refuses a conversation ({err})") from err
+        except (jinja2.TemplateError, TypeError) as err:
+            raise InputError(
+                f"{self._named}: its chat template refuses a conversation ({type(err).__name__}: {err}); wanted {self._wanted}"
+            ) from err
 
     def _text(self, config: Mapping[str, Any]) -> str:
         file = self._where / _FILE
@@ -57,12 +63,18 @@ class ChatTemplate:
         found = config.get("chat_template")
         if isinstance(found, list):
             found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
-        if not isinstance(found, str):
+        if not isinstance(found, str) or not found:
             raise InputError(
-                f"model.tokenizer.type={self._where} has no chat template ({_FILE}, or chat_template in {_CONFIG}); wanted "
-                "the tokenizer of an instruct model, since the GSRM is served over chat completions"
+                f"{self._named} has no chat template ({_FILE}, or chat_template in {_CONFIG}); wanted {self._wanted}"
             )
         return found
+
+    def _json(self, file: Path) -> dict[str, Any]:
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as err:
+            raise InputError(f"{self._named}: {file.name} cannot be read ({err}); wanted {self._wanted}") from err
+        return value if isinstance(value, dict) else {}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -74,16 +86,6 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, str):
             found[name] = value
     return found
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise InputError(
-            f"{file} cannot be read ({err}); wanted a tokenizer's directory in model.tokenizer.type"
-        ) from err
-    return value if isinstance(value, dict) else {}
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, **how: Any) -> str:

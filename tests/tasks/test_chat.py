@@ -46,13 +46,18 @@ def test_special_tokens_named_templates_and_a_template_that_thinks_by_itself(dir
         (None, "has no chat template"),
         ("{% for %}", "TemplateSyntaxError"),
         ("{{ raise_exception('only tools') }}", "only tools"),
-        ("{{ strftime_now('%d %b') }}", "strftime_now"),  # a date would change the prompts from day to day
+        ("{{ messages | nothing }}", "No filter named"),
+        ("{{ 1 + messages[0].content }}", "TypeError"),
     ],
 )
 def test_templates_that_cannot_be_used(directory, template, words):
     with pytest.raises(InputError, match="task.chat_template=") as caught:
         Chat(directory(template))
     assert words in str(caught.value)
+
+
+def test_a_date_does_not_change_the_prompts_from_day_to_day(directory):
+    assert Chat(directory("{{ strftime_now('%d %b %Y') }}:")).prompt("q") == "26 Jul 2024:<think>\n"
 
 
 def test_a_directory_without_a_tokenizer(tmp_path):
