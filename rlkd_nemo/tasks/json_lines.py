@@ -13,17 +13,18 @@ from rlkd_nemo.errors import InputError
 def rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Number (from 1) and object of each line that is not blank; in place of an object, the reason why it is none.
 
+    One line at a time: a file may be larger than what a process should hold.
     Args: key: the setting that named the file, for messages.
     Raises: InputError when the file cannot be read.
     """
-    # Lines end at line feeds only: texts may hold Unicode's other line separators as they are.
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            # Lines end at line feeds only: texts may hold Unicode's other line separators as they are.
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _object(line)
     except OSError as err:
         raise InputError(f"{key}={str(path)!r} cannot be read ({err.strerror}); wanted a file of JSON lines") from err
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield number, _object(line)
 
 
 def _object(line: bytes) -> dict[str, Any] | str:

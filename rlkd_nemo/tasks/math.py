@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlkd_nemo.config.schema import MathTask
 from rlkd_nemo.errors import ConfigError, InputError, PromptFileError
+from rlkd_nemo.tasks import json_lines
 from rlkd_nemo.tasks.answers import final_answer
 from rlkd_nemo.tasks.chat import Chat
 from rlkd_nemo.tasks.math_rows import LAYOUTS, recognise
-from rlkd_nemo.tasks.prompts import Prompts
+from rlkd_nemo.tasks.prompts import Prompts, content_id
 from rlkd_nemo.tasks.verifier import Verifier
 from rlkd_nemo.types import Problem
 
@@ -81,13 +83,13 @@ def read(key: str, path: str, settings: MathTask, chat: Chat) -> list[Problem]:
     Public files repeat problems, sometimes with another solution, so that a repetition is no error here.
     Raises: InputError when it cannot be read or is empty; PromptFileError with every bad row.
     """
-    rows, bad = _rows(key, path)
+    bad: list[str] = []
     layout = settings.layout
     problems: dict[str, Problem] = {}
     repeated = 0
-    for where, row in rows:
-        if not isinstance(row, dict):
-            bad.append(f"{where}: found {type(row).__name__}, wanted an object")
+    for where, row in _rows(key, path):
+        if isinstance(row, str):
+            bad.append(f"{where}: {row}")
             continue
         if layout == "auto":
             found = recognise(row)
@@ -102,7 +104,7 @@ def read(key: str, path: str, settings: MathTask, chat: Chat) -> list[Problem]:
         except ValueError as err:
             bad.append(f"{where}: {err} (task.layout={layout})")
             continue
-        name = hashlib.sha256(" ".join(question.split()).encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+        name = content_id(question)
         if name in problems:
             repeated += 1
             continue
@@ -122,25 +124,26 @@ def read(key: str, path: str, settings: MathTask, chat: Chat) -> list[Problem]:
     return list(problems.values())
 
 
-def _rows(key: str, path: str) -> tuple[list[tuple[str, Any]], list[str]]:
-    """Rows with where they stand, `file:line` or `file, entry n`; and lines that are no JSON."""
+def _rows(key: str, path: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Where each row stands, `file:line` or `file, entry n`, and the row; in its place the reason why it is none."""
+    entries = _entries(key, path)
+    if entries is None:
+        yield from ((f"{path}:{number}", row) for number, row in json_lines.rows(Path(path), key))
+        return
+    for number, row in enumerate(entries, 1):
+        told = row if isinstance(row, dict) else f"found {type(row).__name__}, wanted an object"
+        yield f"{path}, entry {number}", told
+
+
+def _entries(key: str, path: str) -> list[Any] | None:
+    """All of a file that is one JSON list; None for another."""
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            if file.read(1000).lstrip()[:1] != b"[":
+                return None
+            file.seek(0)
+            return list(json.load(file))
     except OSError as err:
         raise InputError(f"{key}={path!r} cannot be read ({err.strerror}); wanted JSON lines or one JSON list") from err
-    if data.lstrip()[:1] == b"[":
-        try:
-            return [(f"{path}, entry {i}", row) for i, row in enumerate(json.loads(data), 1)], []
-        except (ValueError, RecursionError) as err:
-            raise InputError(f"{key}={path!r} begins as a JSON list, but is none ({err})") from err
-    rows, bad = [], []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((f"{path}:{number}", json.loads(line.decode("utf-8"))))
-        except UnicodeDecodeError as err:
-            bad.append(f"{path}:{number}: no UTF-8 at byte {err.start + 1}")
-        except (ValueError, RecursionError) as err:
-            bad.append(f"{path}:{number}: no JSON ({err})")
-    return rows, bad
+    except (ValueError, RecursionError) as err:
+        raise InputError(f"{key}={path!r} begins as a JSON list, but is none ({err})") from err
