@@ -2,12 +2,17 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from rlkd_nemo.config.load import load
 from rlkd_nemo.config.objectives import OBJECTIVES
+from rlkd_nemo.config.rules import check
 from rlkd_nemo.config.schema import TASKS, Config
+from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.launch.cli import parser
 
 ROOT = Path(__file__).resolve().parents[2]
 # Keys in the plugin's guide are NeMo-Aligner's.
@@ -46,3 +51,32 @@ def test_what_a_guide_names_exists(guide):
         if guide.name not in OTHER_KEYS and key.split(".")[0] in SECTIONS and key not in KEYS:
             wrong.append(key)
     assert wrong == []
+
+
+COMMAND = re.compile(r"python3? (examples/\w+\.py)((?:[ ]|\\\n)[^#`|\n\\]*(?:\\\n[^#`|\n\\]*)*)?")
+
+
+def commands(path):
+    """Every command of the guide that runs an example, with its arguments; those with placeholders left out."""
+    for script, rest in COMMAND.findall(path.read_text()):
+        given = shlex.split(rest.replace("\\\n", " "))
+        if not any("..." in word or word.startswith("[") for word in given):
+            yield script, given
+
+
+@pytest.mark.parametrize("guide", [ROOT / "README.md", *GUIDES], ids=lambda path: path.name)
+def test_every_command_of_a_guide_has_a_config_that_may_run(guide):
+    wrong = []
+    for script, given in commands(guide):
+        default = re.search(r'default="([\w.]+)"', (ROOT / script).read_text())
+        options = parser(default[1] if default else "rlkd_demo", None).parse_intermixed_args(given)
+        try:
+            found = check(load(options.config_name, options.overrides))
+        except ConfigError as error:
+            found = error.problems
+        wrong += [f"{script} {' '.join(given)}: {problem}" for problem in found]
+    assert wrong == []
+
+
+def test_commands_are_found():
+    assert len(list(commands(ROOT / "README.md"))) >= 8
