@@ -28,6 +28,9 @@ def test_a_resumed_run_may_change_what_only_lays_out_or_spares_memory(tmp_path):
     OmegaConf.save(OmegaConf.create(to_yaml(cfg)), tmp_path / "config.yaml")
     cfg.model.sequence_parallel, cfg.model.virtual_pipeline_model_parallel_size = True, 2
     cfg.model.activations_checkpoint_granularity, cfg.trainer.rlkd.max_steps = "full", 99
+    # A job that is submitted anew with more time, or on other nodes.
+    cfg.layout.time_limit, cfg.layout.signal_s, cfg.layout.trainer.cpus_per_task = "01:00:00:00", 900, 8
+    cfg.gsrm.prefill.concurrency, cfg.gsrm.evaluation.held_out = 7, 0.5
     assert changed_settings(tmp_path, cfg) == []
     cfg.trainer.rlkd.gradient_clip_val = 0.3  # another run
     (changed,) = changed_settings(tmp_path, cfg)
