@@ -75,7 +75,10 @@ def test_a_right_config_is_submitted_with_its_own_options(submit, tmp_path):
         (["slurm/single_node.sh", "model.num_layer=3"], "did you mean model.num_layers"),
         (["slurm/single_node.sh", *DEMO, "rlkd.group_size=0"], "rlkd.group_size=0"),
         (["slurm/common.sh"], "no line `rlkd_job"),
-        (["rlkd_70b_to_8b", *DEMO], "there is no such file; wanted a script, and then config and overrides: slurm/decom"),
+        (
+            ["rlkd_70b_to_8b", *DEMO],
+            "there is no such file; wanted a script, and then config and overrides: slurm/decom",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_is_submitted(submit, arguments, said):
