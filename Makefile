@@ -94,7 +94,7 @@ $(ALIGNER)/.installed: constraints/aligner-cpu.txt
 	@touch $@
 
 test-aligner: $(STAMP) $(ALIGNER)/.installed
-	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner $(ARGS)
+	OMP_NUM_THREADS=1 RLKD_ALIGNER_PYTHON=$(ALIGNER)/bin/python $(BIN)/python -m pytest -m aligner tests/aligner $(ARGS)
 
 venv-serving: $(SERVING)/.installed
 

@@ -56,7 +56,7 @@ setup(
         # NVIDIA Apex adds fused layer norms and optimizers; it is built from source (github.com/NVIDIA/apex).
         # Transformer Engine's layers, with or without FP8; 2.3 knows all four recipes.
         "fp8": ["transformer-engine[pytorch]>=2.3"],
-        "aligner": ["nemo-aligner==0.7.0", "nemo-toolkit[nlp]==2.1.0"],
+        # No extra for NeMo-Aligner: its packages want older versions of ours (docs/aligner.md says where they are).
         "wandb": ["wandb>=0.17"],
         # The GSRM as a service: LLM backends, server and client.
         "gsrm": GSRM,

@@ -72,7 +72,8 @@ def run(python: str, folder: Path, repetitions: int) -> dict:
         processor.append(children() - used)
     assert done is not None and done.returncode in (0, 2), done
     problems = [line for line in done.stdout.splitlines() if line.lstrip()[:1].isdigit()]
-    return {"median_s": round(statistics.median(seconds), 3), "slowest_s": round(max(seconds), 3),
+    return {"median_s": round(statistics.median(seconds), 3), "fastest_s": round(min(seconds), 3),
+        "slowest_s": round(max(seconds), 3),
             "median_processor_s": round(statistics.median(processor), 3), "exit_code": done.returncode,
             "problems": [line.split("=")[0].strip() for line in problems]}  # fmt: skip
 

@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.report import audit
 from rlkd_nemo.report.files import dumps, write_atomically
 from rlkd_nemo.report.page import write_report
+from rlkd_nemo.report.progress import Progress
 from rlkd_nemo.report.summary import read_summary, write_summary
 from rlkd_nemo.rewards.agreement import agreement
 from rlkd_nemo.tasks.expression_labels import texts
@@ -126,12 +128,15 @@ def _write_rows(cfg: Config, folder: Path, prompts_directory: str) -> str:
     parts = {"train": (demo.num_rows, demo.altered, demo.cut), "test": (demo.held_out_rows, 0.0, 0.0)}
     made: dict[str, list[dataset.DecompositionRow]] = {}
     for split, (number, altered, cut) in parts.items():
-        made[split] = [
-            dataset.DecompositionRow(f"{split}-{place}", "math", problem.prompt, text, tuple(steps), "by construction")
-            for place, (problem, text, steps) in enumerate(
-                texts(task, split, cfg.data.shuffle_seed, cfg.data.train_difficulty, number, altered, cut)
-            )
-        ]
+        made[split] = []
+        given = texts(task, split, cfg.data.shuffle_seed, cfg.data.train_difficulty, number, altered, cut)
+        with Progress(number, f"rows ({split})") as progress:
+            for place, (problem, text, steps) in enumerate(given):
+                name = f"{split}-{place}"
+                made[split].append(
+                    dataset.DecompositionRow(name, "math", problem.prompt, text, tuple(steps), "by construction")
+                )
+                progress.update(place + 1)
     train = "".join(map(dataset.line, made["train"]))
     write_atomically(folder / "train.jsonl", train)
     write_atomically(folder / "held_out.jsonl", "".join(map(dataset.line, made["test"])))
@@ -239,7 +244,7 @@ def _finish(
 
 
 @contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str):
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     seconds[name] = time.monotonic() - began

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import logging
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from rlkd_nemo.gsrm.prompting import Prompts
 from rlkd_nemo.interfaces import Demonstrator, Task, Tokenizer
 from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.report.metrics import read as read_metrics
+from rlkd_nemo.report.progress import Progress
 from rlkd_nemo.run_directory import RunDirectory
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
 from rlkd_nemo.training.fit import FIRST_STEP, RLKDTrainer
@@ -159,15 +160,18 @@ def train_gsrm(cfg: Config, ranks: Ranks) -> Path:
         )
     _, tokens = build.build_task(cfg)
     form = cast(schema.Form, settings.form)
-    examples = Demonstrations(
-        demonstrations.read(settings.data, settings.held_out, form),
-        Prompts(cfg.gsrm.llm.prompts, cfg.gsrm.llm.max_problem_chars, cfg.gsrm.llm.max_text_chars),
-        ChatTemplate(tokenizer_cfg.type),
-        tokens,
-        form=form,
-        max_tokens=cfg.model.encoder_seq_length,
-        drop_longer=settings.drop_longer,
-    )
+    rows = demonstrations.read(settings.data, settings.held_out, form)
+    with Progress(len(rows), "rows put into tokens") if ranks.is_main else nullcontext() as progress:
+        examples = Demonstrations(
+            rows,
+            Prompts(cfg.gsrm.llm.prompts, cfg.gsrm.llm.max_problem_chars, cfg.gsrm.llm.max_text_chars),
+            ChatTemplate(tokenizer_cfg.type),
+            tokens,
+            form=form,
+            max_tokens=cfg.model.encoder_seq_length,
+            drop_longer=settings.drop_longer,
+            on_row=progress.update if progress is not None else lambda done: None,
+        )
     if settings.epochs is not None:
         cfg = copy.deepcopy(cfg)
         cfg.trainer.sft.max_steps = max(1, math.ceil(settings.epochs * len(examples) / cfg.data.global_batch_size))

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The GSRM itself: a model taught to decompose reasoning into steps, by supervised training.
+# The GSRM itself: a model taught to decompose reasoning into steps, by supervised training; the published recipe.
 #
-#     sbatch slurm/train_gsrm.sh task.path=data/gsrm.jsonl
+#     sbatch slurm/train_gsrm.sh gsrm.training.data=data/gsrm.jsonl
 #
-#SBATCH --job-name=gsrm_sft
+#SBATCH --job-name=gsrm_7b
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@600
 #SBATCH --time=0-04:00:00
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=8
+#SBATCH --ntasks-per-node=2
 #SBATCH --cpus-per-task=12
-#SBATCH --gpus-per-node=8
+#SBATCH --gpus-per-node=2
 #SBATCH --mem=0
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the root of the checkout}"
 # shellcheck source=slurm/common.sh
 source slurm/common.sh
-rlkd_job train_sft gsrm_sft "$@"
+rlkd_job train_gsrm gsrm_7b "$@"

@@ -77,10 +77,6 @@ def main(cfg) -> None:
             ptl_model, megatron_amp_O2=cfg.model.get("megatron_amp_O2", False)
         )
 
-    teacher = None
-    if needs_teacher(objective) and cfg.teacher.restore_from_path:
-        teacher = load_teacher(cfg.teacher.restore_from_path, cfg.model, trainer, ptl_model)
-
     custom_trainer_state_dict = retrieve_rlkd_trainer_state_dict(trainer)
     init_distributed(trainer, ptl_model, cfg.model.get("transformer_engine", False))
 
@@ -130,6 +126,10 @@ def main(cfg) -> None:
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(ptl_model)
     ckpt_callback = add_custom_checkpoint_callback(trainer, ptl_model)
     logger.log_hyperparams(OmegaConf.to_container(cfg))
+
+    teacher = None
+    if needs_teacher(objective) and cfg.teacher.restore_from_path:
+        teacher = load_teacher(cfg.teacher.restore_from_path, cfg.model, trainer, ptl_model)
 
     rm = GSRMRewardClient(cfg.remote_rm)
     timer = Timer(cfg.exp_manager.get("max_time_per_run"))

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf, open_dict
 
 from rlkd_nemo.aligner.actor import MegatronGPTRLKDActorModel
+from rlkd_nemo.aligner.checkpoint import load_model_config
 from rlkd_nemo.errors import CheckpointError
 
 
@@ -25,6 +26,8 @@ class FrozenTeacher:
     def __init__(self, model: MegatronGPTRLKDActorModel) -> None:
         self.model = model
         model.freeze()
+        # It has no optimizer whose states could leave the device, and it samples nothing.
+        model.to_offload_adam_states = model.use_trtllm_generation = False
 
     def log_probs(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """For each pair, float32 [len(response)], nats, at the sampling temperature."""
@@ -46,21 +49,30 @@ class FrozenTeacher:
 def load_teacher(path: str, cfg: Any, trainer: Any, student: MegatronGPTRLKDActorModel) -> FrozenTeacher:
     """The teacher of a `.nemo` checkpoint; its architecture is the checkpoint's own, the rest the student's settings.
 
-    Args: cfg: the student's model section, after `load_and_override_model_config`.
-    Raises: CheckpointError when its vocabulary is not the student's.
+    Args: cfg: the student's model section, resolved; the student is on its device by then.
+    Raises: CheckpointError when its tokenizer is not the student's, or as `checkpoint.load_model_config`.
     """
-    from nemo_aligner.utils.utils import load_and_override_model_config, load_from_nemo
+    from nemo_aligner.utils.utils import load_from_nemo
 
     own = {key: cfg[key] for key in _LAYOUT if key in cfg}
-    with open_dict(cfg):
-        merged = load_and_override_model_config(path, OmegaConf.create(own))
+    merged = load_model_config(path, OmegaConf.create(own))
+    with open_dict(merged):
+        merged.reinforce.trt_llm = {"enable": False}
     model = load_from_nemo(MegatronGPTRLKDActorModel, merged, trainer, strict=True, restore_path=path)
-    if model.tokenizer.vocab_size != student.tokenizer.vocab_size:
+    ours, theirs = (_pieces(m.tokenizer) for m in (student, model))
+    if ours != theirs:
+        first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
         raise CheckpointError(
-            f"{path}: the teacher's tokenizer has {model.tokenizer.vocab_size} ids, the student's "
-            f"{student.tokenizer.vocab_size}; token log-probs need the same tokenizer"
+            f"{path}: the teacher's tokenizer has {len(theirs)} ids, the student's {len(ours)}, and id {first} is the first "
+            "that differs; log-probs of tokens need the same tokenizer"
         )
-    return FrozenTeacher(model)
+    if merged.get("transformer_engine", False):
+        model.setup_transformer_engine_tp_groups()
+    return FrozenTeacher(model.to(next(student.parameters()).device))
+
+
+def _pieces(tokenizer: Any) -> list[str]:
+    return list(tokenizer.ids_to_tokens(list(range(tokenizer.vocab_size))))
 
 
 # What of the student's section is about the run and not about an architecture.

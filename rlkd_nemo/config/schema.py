@@ -553,7 +553,7 @@ class MathTask:
     path: str = ""
     validation_path: str | None = None  # file of its own; null: validation_fraction of `path`
     test_path: str | None = None
-    layout: str = "auto"  # auto: by the keys of the first row; gsm8k, math, answer, openr1, verl
+    layout: str = "auto"  # of all files: gsm8k, math, answer, openr1, verl; auto: each by the keys of its first row
     validation_fraction: float = 0.02  # by content hash; not read where that split has a file of its own
     test_fraction: float = 0.02
     num_teacher_paths: int = 1  # most references a problem that are kept, verified ones first

@@ -19,13 +19,18 @@ _GIB = 2**30
 _BYTES = {"32": 12, "bf16": 14}
 
 
-def inputs(cfg: Config) -> Iterator[Finding]:
-    """Every file or folder that the config names and the run reads. What the run makes itself, in exp_dir, is left out."""
-    named = {"model.restore_from_path": cfg.model.restore_from_path, "gsrm.llm.prompts": cfg.gsrm.llm.prompts}
-    if needs_teacher(cfg.objective):
-        named["teacher.restore_from_path"] = cfg.teacher.restore_from_path
-    if cfg.model.tokenizer.library == "huggingface":
-        named["model.tokenizer.type"] = cfg.model.tokenizer.type
+def inputs(cfg: Config, trains: bool = True) -> Iterator[Finding]:
+    """Every file or folder that the config names and the run reads. What the run makes itself, in exp_dir, is left out.
+
+    Args: trains: False: the job only scores, and reads no model.
+    """
+    named = {"gsrm.llm.prompts": cfg.gsrm.llm.prompts}
+    if trains:
+        named["model.restore_from_path"] = cfg.model.restore_from_path
+        if needs_teacher(cfg.objective):
+            named["teacher.restore_from_path"] = cfg.teacher.restore_from_path
+        if cfg.model.tokenizer.library == "huggingface":
+            named["model.tokenizer.type"] = cfg.model.tokenizer.type
     for key in ("path", "validation_path", "test_path", "chat_template"):
         named[f"task.{key}"] = getattr(cfg.task, key, None)
     made_here = Path(cfg.exp_manager.exp_dir).absolute()
@@ -47,10 +52,12 @@ def inputs(cfg: Config) -> Iterator[Finding]:
             )
 
 
-def outputs(cfg: Config, vocabulary: int = 0) -> Iterator[Finding]:
+def outputs(cfg: Config, vocabulary: int = 0, trains: bool = True) -> Iterator[Finding]:
     """Where the run writes, and whether its checkpoints fit there.
 
-    Args: vocabulary: rows of the embedding; 0: not known, so that checkpoints are larger than what is asked for here.
+    Args:
+        vocabulary: rows of the embedding; 0: not known, so that checkpoints are larger than what is asked for here.
+        trains: False: the job writes no checkpoint.
     """
     written = {"exp_manager.exp_dir": cfg.exp_manager.exp_dir, "gsrm.reference_store": cfg.gsrm.reference_store}
     if cfg.gsrm.llm.verdicts:
@@ -65,7 +72,8 @@ def outputs(cfg: Config, vocabulary: int = 0) -> Iterator[Finding]:
             yield Finding(
                 f"{key}={value} cannot be written: {there} is closed to {_user()}; wanted a folder of your own"
             )
-    yield from _room(cfg, vocabulary)
+    if trains:
+        yield from _room(cfg, vocabulary)
 
 
 def _room(cfg: Config, vocabulary: int) -> Iterator[Finding]:

@@ -47,13 +47,15 @@ def examine(cfg: Config, environment: Mapping[str, str], components: Sequence[st
     from rlkd_nemo.launch import components as layout
 
     parts = [part for part in layout.components(cfg) if not components or part.name in components]
-    # The batch script runs on the first node of the first component; elsewhere no port can be tried.
-    here = [parts[0].name] if parts and (components or "SLURM_JOB_ID" in environment) else []
+    trains = not components or "trainer" in components
+    # Ports can be tried on the machine itself: the first node of the first component in a job, this one without a cluster.
+    at_home = bool(components) and not cfg.layout.gsrm.nodes
+    here = list(components) if at_home else [parts[0].name] if parts and "SLURM_JOB_ID" in environment else []
     return [
         *allocation.findings(parts, environment),
-        *places.inputs(cfg),
-        *places.outputs(cfg, models.vocabulary_rows(cfg.model.restore_from_path)),
-        *models.findings(cfg),
+        *places.inputs(cfg, trains),
+        *places.outputs(cfg, models.vocabulary_rows(cfg.model.restore_from_path), trains),
+        *(models.findings(cfg) if trains else ()),
         *secrets.findings(cfg, environment),
         *places.ports(cfg, here),
         *versions.findings(cfg),
@@ -74,7 +76,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         action="append",
         default=[],
         choices=COMPONENTS,
-        help="the job consists of this part of the layout only; its first node is this machine (may be repeated)",
+        help="the job consists of this part of the layout only (may be repeated); without trainer no model is looked at",
     )
     return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,7 @@ class Demonstrations:
         rows: decompositions and verdicts.
         form: json for a model that is served under constrained decoding, tags for one that is not.
         max_tokens: of prompt and reply with its end; a longer row is refused, or left out if `drop_longer`.
+        on_row: told how many rows have been looked at.
     Attributes: dropped: rows left out.   fingerprint: of the rows, prompts and form.
     Raises: InputError for rows that cannot be written in the form, that are too long, or none left.
     """
@@ -41,11 +42,13 @@ class Demonstrations:
         form: schema.Form,
         max_tokens: int,
         drop_longer: bool = False,
+        on_row: Callable[[int], None] = lambda done: None,
     ) -> None:
         self._pairs: list[tuple[Problem, str]] = []
         self.dropped = 0
         longest, name = 0, ""
-        for row in rows:
+        for done, row in enumerate(rows, start=1):
+            on_row(done)
             talk = dataset.conversation(row, prompts, form)
             prompt = template.prompt(talk.messages)
             length = len(tokens.encode(prompt)) + len(tokens.encode(talk.completion)) + 1

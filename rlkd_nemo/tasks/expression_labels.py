@@ -18,6 +18,7 @@ from rlkd_nemo.types import Problem, Step
 STRATEGIES = ["post", "right", "random"]
 _QUESTION = re.compile(r"(\d+)(\D)(\d+)")
 NOISE = 0.35  # as the demo's student
+_AT_ONCE = 100  # so that whoever reads the stream can show how far it is
 
 
 def texts(
@@ -28,15 +29,18 @@ def texts(
     Args: altered: share of texts with steps changed, repeated or missing.   cut: share of texts that break off.
     """
     rng = random.Random(f"labels {split} {seed} {difficulty}")
-    for problem, response in task.demonstrations(split, seed, difficulty, n, strategies=STRATEGIES, noise=NOISE):
-        text = response.partition("</think>")[0]
-        if rng.random() < altered:
-            steps = _altered(prose.decompose(text), int(problem.difficulty), task.modulus, rng)
-            text = prose.write(steps, rng.randrange(task.modulus), rng)
-        if rng.random() < cut:
-            text = text[: rng.randrange(len(text) // 4, len(text))]
-        if text.strip():
-            yield problem, text, prose.decompose(text)
+    for start in range(0, n, _AT_ONCE):
+        number = min(_AT_ONCE, n - start)
+        pairs = task.demonstrations(split, seed, difficulty, number, strategies=STRATEGIES, noise=NOISE, start=start)
+        for problem, response in pairs:
+            text = response.partition("</think>")[0]
+            if rng.random() < altered:
+                steps = _altered(prose.decompose(text), int(problem.difficulty), task.modulus, rng)
+                text = prose.write(steps, rng.randrange(task.modulus), rng)
+            if rng.random() < cut:
+                text = text[: rng.randrange(len(text) // 4, len(text))]
+            if text.strip():
+                yield problem, text, prose.decompose(text)
 
 
 def _altered(steps: list[Step], size: int, modulus: int, rng: random.Random) -> list[Step]:

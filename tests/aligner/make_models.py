@@ -18,7 +18,7 @@ if __name__ == "__main__":
     cpu_shim.install()
 
 TAGS = ["[Meta-reasoning]", "[Answer]", "<answer>", "</answer>", ":"]
-NAMES = [f"w{i}" for i in range(8)]
+NAMES = [f"w{i}" for i in range(12)]
 STEPS, BATCH = 500, 32
 
 
@@ -31,11 +31,11 @@ def path_of(first, second, answer):
 
 
 def write_data(folder):
-    """Prompts for the actor, a quarter held out, each four times, and all as problems for the server."""
+    """Prompts for the actor, a quarter held out, each twice, and all as problems for the server."""
     pairs = [(a, b) for a in NAMES for b in NAMES if a != b]
     random.Random(0).shuffle(pairs)
-    held_out = pairs[:16]
-    for name, part in (("train", pairs[16:]), ("validation", 4 * held_out)):
+    held_out = pairs[:32]
+    for name, part in (("train", pairs[32:]), ("validation", 2 * held_out)):
         lines = [json.dumps({"text": prompt_of(*pair)}) for pair in part]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     problems = [{"problem": prompt_of(a, b), "answer": a, "teacher_path": path_of(a, b, a)} for a, b in pairs]

@@ -11,19 +11,19 @@ def arguments(models, folder, port, ranks, **changes):
     data = {"train": [str(models / "train.jsonl")], "validation": held_out, "test": held_out}
     keys = {
         "trainer.devices": ranks, "trainer.num_nodes": 1, "trainer.accelerator": "cpu", "trainer.precision": 32,
-        "trainer.reinforce.max_epochs": 4, "trainer.reinforce.max_steps": 10, "trainer.reinforce.val_check_interval": 1,
-        "trainer.reinforce.save_interval": 5, "trainer.reinforce.num_rollouts_per_prompt": 8,
+        "trainer.reinforce.max_epochs": 4, "trainer.reinforce.max_steps": 12, "trainer.reinforce.val_check_interval": 1,
+        "trainer.reinforce.save_interval": 6, "+trainer.reinforce.rlkd.epochs": 2, "trainer.reinforce.num_rollouts_per_prompt": 8,
         "remote_rm.reward_model.port": port, "remote_rm.pad_to_length": "null", "remote_rm.ready_timeout_s": 20,
         "remote_rm.request_timeout_s": 30, "teacher.restore_from_path": models / "teacher.nemo",
         "pretrained_checkpoint.restore_from_path": models / "student.nemo", "exp_manager.explicit_log_dir": folder,
         "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": False,
-        "model.reinforce.num_rollout_samples": 8, "model.reinforce.rollout_micro_batch_size": 4,
-        "model.reinforce.forward_micro_batch_size": 16, "model.reinforce.num_val_samples": 64,
+        "model.reinforce.num_rollout_samples": 16, "model.reinforce.rollout_micro_batch_size": 8,
+        "model.reinforce.forward_micro_batch_size": 32, "model.reinforce.num_val_samples": 64,
         "model.reinforce.val_rollout_micro_batch_size": 32, "model.reinforce.length_params.max_length": 12,
         "model.reinforce.offload_adam_states": False, "model.reinforce.sampling_params.end_strings": "['<eos>']",
-        "model.micro_batch_size": 8, "model.global_batch_size": 32, "model.megatron_amp_O2": False,
-        "model.encoder_seq_length": 32, "model.optim.name": "cpu_adam", "model.optim.lr": 1e-3,
-        "model.optim.weight_decay": 0.0, "model.optim.sched.warmup_steps": 0, "model.optim.sched.min_lr": 9e-4,
+        "model.micro_batch_size": 16, "model.global_batch_size": 64, "model.megatron_amp_O2": False,
+        "model.encoder_seq_length": 32, "model.optim.name": "cpu_adam", "model.optim.lr": 4e-4,
+        "model.optim.weight_decay": 0.0, "model.optim.sched.warmup_steps": 0, "model.optim.sched.min_lr": 3.9e-4,
         "model.data.data_prefix": str(data).replace("'", ""),
     }  # fmt: skip
     keys.update(changes)

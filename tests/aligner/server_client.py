@@ -76,6 +76,8 @@ def main(port, folder, how):
     tell(rewards=[a.flatten().tolist() for a in answers], dtype=str(answers[0].dtype), shape=list(answers[0].shape))
     if how != "stock":
         tell(extra=list(client.extra))
+        stock = RemoteGPTRMClient(cfg)
+        tell(stock_before=stock.infer_rm(narrow).result().flatten().tolist())
         print("READY", flush=True)
         sys.stdin.readline()  # the server is gone by now
         started = time.monotonic()
@@ -83,6 +85,7 @@ def main(port, folder, how):
         print("READY", flush=True)
         sys.stdin.readline()  # and back
         tell(back=client.infer_rm(narrow).result().flatten().tolist())
+        tell(stock_back=stock.infer_rm(narrow).result().flatten().tolist())
     client.communicator.close()
     os._exit(0)
 

@@ -61,6 +61,8 @@ def test_our_client_outlives_the_death_and_return_of_the_server(models):
     # Without a server: no reward, in time, and no hung rank; with it again: rewards.
     assert same(seen["gone"], [NAN, NAN]) and seen["seconds"] < 60
     assert same(seen["back"], WANTED[:2])
+    # The unmodified client, made before, finds the new server too.
+    assert same(seen["stock_before"], WANTED[:2]) and same(seen["stock_back"], WANTED[:2])
 
 
 def test_rows_are_named_in_the_servers_log(models, reward_port):
@@ -74,7 +76,7 @@ def test_a_backend_that_is_dead_gives_no_rewards_but_answers(models):
     port, dead = nemo.free_port(), nemo.free_port()
     with gsrm_service(models, dead) as backend, serving(
         models, port, "gsrm.scorer=service", f"gsrm.service.urls=[http://127.0.0.1:{dead}]",
-        "gsrm.service.attempts=1", "gsrm.service.deadline_s=5", "gsrm.service.pause_s=1",
+        "+gsrm.service.attempts=1", "+gsrm.service.deadline_s=5", "+gsrm.service.pause_s=1",
     ):  # fmt: skip
         assert same(saw(nemo.run(SCRIPT, port, models / "tokenizer", "stock"))["rewards"][0], WANTED)
         nemo.stop(backend)

@@ -137,8 +137,22 @@ def test_only_the_component_that_the_job_is_made_of(healthy, monkeypatch):
     cfg = load("rlkd_demo", [*healthy, "layout=cpu_loopback", f"gsrm.server.port={port}"])
     of = lambda parts: [f.text for f in examine(cfg, os.environ, parts) if f.stops]  # noqa: E731
     assert of(["gsrm"]) == []
+    cfg.model.restore_from_path = "nowhere"  # which a server does not read
+    assert of(["gsrm"]) == [] and "nowhere does not exist" in str(of([]))
     assert "the Slurm job has 1 component(s), the layout 2" in of([])[0]
     assert "secret" not in str(of([]))
+
+
+def test_a_server_s_port_is_tried_on_the_machine_itself_only(healthy, monkeypatch):
+    monkeypatch.setenv("RLKD_GSRM_TOKEN", "secret")
+    with socket.socket() as busy:
+        busy.bind(("", 0))
+        busy.listen()
+        taken = f"gsrm.server.port={busy.getsockname()[1]}"
+        home = examine(load("rlkd_demo", [*healthy, taken]), os.environ, ["gsrm"])
+        away = examine(load("rlkd_demo", [*healthy, taken, "layout=cpu_loopback"]), os.environ, ["gsrm"])
+    assert any(f"{taken} cannot be had" in one.text for one in home)
+    assert not any("cannot be had" in one.text for one in away)
 
 
 def test_what_nothing_can_be_made_of_is_reported_too(capsys):

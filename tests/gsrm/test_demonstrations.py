@@ -62,6 +62,11 @@ def test_labels_are_what_the_text_says(rows):
     assert all(dataset.parse(json.loads(dataset.line(row))) == row for row in rows)
 
 
+def test_a_longer_list_of_labels_begins_alike(task):
+    short, long = (list(expression_labels.texts(task, "train", 0, "3", n, 0.4, 0.1)) for n in (90, 230))
+    assert long[: len(short)] == short and len(long) > 220
+
+
 def test_prompts_are_the_served_ones_and_replies_read_back(rows, directory):
     tokens, template = HuggingFaceTokenizer(directory), ChatTemplate(directory)
     by_id = {row.id: row for row in rows}

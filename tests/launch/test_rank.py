@@ -28,3 +28,22 @@ def test_exit_handlers_run_and_then_nothing_more(code, said):
         [sys.executable, "-c", CODE, str(code)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (code, said)
+
+
+ASKED = """
+import os, pathlib, sys
+from rlkd_nemo.launch import rank
+from rlkd_nemo.lifecycle import signals
+os.environ[rank.REPORTS] = sys.argv[1]
+rank.enter()
+print(signals.stop_requested())
+"""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_rank_that_was_asked_to_stop_before_it_could_hear_it_knows(tmp_path, asked):
+    if asked:
+        (tmp_path / "stop").touch()
+    command = [sys.executable, "-c", ASKED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{asked}\n" and (tmp_path / "0.ready").exists()

@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+_outcomes = {}
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" or report.outcome != "passed":
+        _outcomes[report.nodeid.split("::", 1)[1]] = report.outcome
+
+
 @pytest.fixture(scope="session")
 def cluster():
     with bed() as running:
@@ -59,10 +67,10 @@ def figures():
     if kept and found:
         about = {
             "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} CPU cores; Slurm with four slurmd on loopback; gloo",
+            "machine": f"{os.cpu_count()} CPU cores, load {os.getloadavg()[2]:.0f}; Slurm 22.05, four slurmd on loopback; gloo",
             "command": "make test-slurm",
         }
-        Path(kept).write_text(json.dumps(about | found, indent=2) + "\n")
+        Path(kept).write_text(json.dumps(about | found | {"tests": _outcomes}, indent=2) + "\n")
 
 
 class Job:

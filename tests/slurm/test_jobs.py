@@ -79,9 +79,9 @@ def test_from_the_signal_to_the_end_is_a_step_and_a_save(submit, figures, cluste
 
 
 def test_the_end_of_its_time_is_such_a_signal(submit, uninterrupted, cluster):
-    # Slurm counts in minutes and may signal up to a minute early: a run that outlasts two of them.
-    job = submit(SCRIPT, "trainer.rlkd.max_steps=4000", sbatch=("--time=2", "--signal=B:USR1@30"))
-    job.says("given back to Slurm", 200)
+    # Slurm counts in minutes and may signal up to a minute early: a run that outlasts three of them.
+    job = submit(SCRIPT, "trainer.rlkd.max_steps=4000", sbatch=("--time=3", "--signal=B:USR1@30"))
+    job.says("given back to Slurm", 260)
     assert "SIGUSR1: trainer saves" in job.log
     job.until(lambda: f"attempt {job.number}-1" in job.log, 60, "restart")
     cluster.run("scancel", job.number)

@@ -89,6 +89,9 @@ def test_splits_by_content_and_by_files(tmp_path, caplog):
     task = build(tmp_path, rows(1000), test_path=str(tmp_path / "test.jsonl"), test_fraction=0.02)
     assert len(task.problems["test"]) == 30 and len(task.problems["train"]) == 970
     assert "30 problems are held out by files of their own" in caplog.text
+    # Files of different layouts, each recognised by itself.
+    mixed = build(tmp_path, [ROWS["verl"][0]], "verl.jsonl", test_path=str(tmp_path / "test.jsonl"))
+    assert [len(mixed.problems[split]) for split in ("train", "validation", "test")] == [1, 0, 30]
     with pytest.raises(InputError, match="share 30 problems"):
         both = str(tmp_path / "test.jsonl")
         build(tmp_path, rows(40), test_path=both, validation_path=both)

@@ -31,6 +31,7 @@ class Job:
 JOBS = {
     "train": Job(("examples/train_rlkd.py",), "trainer", gsrm=True),
     "train_sft": Job(("examples/train_sft.py",), "trainer", gsrm=False),
+    "train_gsrm": Job(("examples/train_gsrm.py",), "trainer", gsrm=False),
     "evaluate": Job(("examples/evaluate.py",), "trainer", gsrm=True),
     "serve_gsrm": Job(KEEPER, "gsrm", gsrm=True),
     "decompose": Job(("examples/decompose_references.py",), "beside_gsrm", gsrm=True),

@@ -12,6 +12,7 @@ from rlkd_nemo.gsrm.service import backends as backends_module
 from rlkd_nemo.gsrm.service.core import Item
 from rlkd_nemo.gsrm.service.scoring import Scoring
 from rlkd_nemo.types import Failure
+from tests.gsrm.service.serving import until
 
 STEPS = ["add the numbers: what is 2 + 3 = 5", "double it: what is 2 * 5 = 10", "halve it: what is 10 / 2 = 5"]
 REFERENCE = "<think>" + "\n".join(STEPS) + "</think><answer>5</answer>"
@@ -102,15 +103,17 @@ def test_other_rules(endpoint, run, tmp_path, more, reward):
 
 
 def test_lazy_scoring_saves_tokens_and_references_are_made_once(endpoint, run, tmp_path):
-    decomposer, judge = endpoint(token_s=0.002, constrains=("vllm",)), endpoint(constrains=("vllm",))
+    # Slow enough that a busy machine cancels in time.
+    decomposer, judge = endpoint(token_s=0.006, constrains=("vllm",)), endpoint(constrains=("vllm",))
     apart = response("guess: what is it = 5", *(STEPS * 5))
     items = [item(apart, str(i)) for i in range(4)]
     run(score_all(settings(decomposer, judge), tmp_path, items))
     assert decomposer.counters["calls"] == 1 + 1 + 4  # the probe, the reference once, each response
     decomposer.counters.clear()
     lazy = run(score_all(settings(decomposer, judge), tmp_path, items))
+    until(lambda: decomposer.counters["cancelled"] == 4)  # the endpoint's own thread sees it a moment later
     tokens = decomposer.counters["completion_tokens"]
-    assert decomposer.counters["calls"] == 1 + 4 and decomposer.counters["cancelled"] == 4
+    assert decomposer.counters["calls"] == 1 + 4
     decomposer.counters.clear()
     eager = run(score_all(settings(decomposer, judge, {"lazy": "off"}), tmp_path, items))
     assert [r.reward for r in lazy] == [r.reward for r in eager] == [0.0] * 4
@@ -133,7 +136,10 @@ def test_failures_are_typed(endpoint, run, tmp_path):
             finally:
                 where.behaviour.faults = {}
 
-        return run(scoring(settings(decomposer, judge, llm), tmp_path, work))
+        config = settings(decomposer, judge, llm)
+        # Reference and response fail side by side; an open breaker would have the last word in some orders.
+        config.llm.decomposer.breaker_failures = config.llm.judge.breaker_failures = 99
+        return run(scoring(config, tmp_path, work))
 
     for lazy in ("auto", "off"):
         found = {

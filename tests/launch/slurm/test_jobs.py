@@ -49,7 +49,8 @@ def test_references_are_decomposed_beside_the_models_without_a_gpu():
 
 def test_what_the_doctor_is_to_compare_with_the_allocation():
     assert {kind: only(kind) for kind in JOBS} == {
-        "train": (), "evaluate": (), "train_sft": ("trainer",), "serve_gsrm": ("gsrm",), "decompose": ("gsrm",),
+        "train": (), "evaluate": (), "train_sft": ("trainer",), "train_gsrm": ("trainer",),
+        "serve_gsrm": ("gsrm",), "decompose": ("gsrm",),
     }  # fmt: skip
 
 
