@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from rlkd_nemo.config.aligner import AlignerRlkd
 from rlkd_nemo.config.objectives import OBJECTIVES
 from rlkd_nemo.config.schema import TASKS, Config
 
@@ -30,6 +32,21 @@ for group, classes in (("objective", OBJECTIVES), ("task", TASKS)):
 SECTIONS = {key for key in KEYS if "." not in key}
 
 
+def keys_of(tree, prefix=""):
+    """The same of a YAML file."""
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{prefix}{name}.")
+
+
+# NeMo-Aligner's own settings, and below `rlkd` ours.
+ALIGNER = set(settings(AlignerRlkd, "trainer.reinforce.rlkd."))
+ALIGNER |= {key for cls in OBJECTIVES.values() for key in settings(cls, "trainer.reinforce.rlkd.objective.")}
+for file in (ROOT / "conf" / "aligner").glob("*.yaml"):
+    ALIGNER |= set(keys_of(OmegaConf.to_container(OmegaConf.load(file))))
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_what_a_guide_names_exists(guide):
     text = guide.read_text()
@@ -41,6 +58,7 @@ def test_what_a_guide_names_exists(guide):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     wrong += [name for name in re.findall(r"make ([a-z-]+)", shown) if name not in targets]
     for key in re.findall(r"(?<![\w/.$-])([a-z]\w*(?:\.\w+)+)(?=[=`,; ]|$)", shown, re.MULTILINE):
-        if key.split(".")[0] in SECTIONS and key not in KEYS and "*" not in key:
+        known = KEYS | ALIGNER if guide.name == "aligner.md" else KEYS
+        if key.split(".")[0] in SECTIONS and key not in known and "*" not in key:
             wrong.append(key)
     assert wrong == []
