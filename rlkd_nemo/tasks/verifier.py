@@ -29,7 +29,8 @@ _LONGEST = 1000  # characters of an answer; a longer one is no answer
 class Verifier:
     """One worker, started when it is first needed, asked by one thread at a time.
 
-    Args: limit_s: for one pair; then the worker is ended, and the pair counts as not shown to be equal.
+    Args: limit_s: for one pair; then the worker is ended, and the pair counts as not shown to be equal. So does one on which
+        it dies twice; after a first death the pair is asked again.
     Raises: ConfigError where math-verify is not installed.
     """
 
@@ -49,19 +50,31 @@ class Verifier:
         if len(found) > _LONGEST:
             return False
         with self._turn:
-            worker = self._worker or self._start()
-            try:
-                assert worker.stdin is not None
-                worker.stdin.write(json.dumps([gold, found]).encode() + b"\n")
-                worker.stdin.flush()
-                line = _line(worker, self._limit_s)
-            except OSError:
-                line = b""  # it died
-            if line:
-                return bool(json.loads(line))
-            log.warning("math-verify gave no verdict within %g s on %r and %r", self._limit_s, gold[:80], found[:80])
-            self._end()
+            for last in (False, True):
+                line = self._ask(gold, found)
+                if line:
+                    return bool(json.loads(line))
+                self._end()
+                if line is not None:
+                    log.warning(
+                        "math-verify gave no verdict within %g s on %r and %r", self._limit_s, gold[:80], found[:80]
+                    )
+                    break
+                # A signal of somebody else's says nothing about the answer; what ends it twice, does.
+                if last:
+                    log.warning("the process of math-verify died twice on %r and %r", gold[:80], found[:80])
             return False
+
+    def _ask(self, gold: str, found: str) -> bytes | None:
+        """The reply; empty when it does not come in time, None when the worker died."""
+        worker = self._worker or self._start()
+        assert worker.stdin is not None
+        try:
+            worker.stdin.write(json.dumps([gold, found]).encode() + b"\n")
+            worker.stdin.flush()
+        except OSError:
+            return None
+        return _line(worker, self._limit_s)
 
     def close(self) -> None:
         """End the worker."""
@@ -76,7 +89,7 @@ class Verifier:
             stderr=subprocess.DEVNULL,
         )
         weakref.finalize(self, _kill, worker)
-        if _line(worker, _START_S).strip() != b'"ready"':
+        if (_line(worker, _START_S) or b"").strip() != b'"ready"':
             _kill(worker)
             raise RlkdError(
                 f"the process of math-verify did not start within {_START_S:g} s (python -m {_WORKER} shows why); "
@@ -91,8 +104,8 @@ class Verifier:
         self._worker = None
 
 
-def _line(worker: subprocess.Popen[bytes], limit_s: float) -> bytes:
-    """The next line; empty when it does not come in time, or ever."""
+def _line(worker: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
+    """The next line; empty when it does not come in time, None when none can come any more."""
     assert worker.stdout is not None
     until = time.monotonic() + limit_s
     line = b""
@@ -104,7 +117,7 @@ def _line(worker: subprocess.Popen[bytes], limit_s: float) -> bytes:
             # Unbuffered: one reply a question, nothing is left over.
             piece = worker.stdout.read1(4096)  # type: ignore[attr-defined]
             if not piece:
-                return b""
+                return None
             line += piece
     return line
 

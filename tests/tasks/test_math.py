@@ -1,6 +1,8 @@
 r"""Public layouts, splits, and verification by math-verify in a process of its own."""
 
 import json
+import os
+import signal
 import threading
 import time
 
@@ -183,6 +185,20 @@ def test_an_answer_without_end_is_wrong_and_the_next_pair_gets_its_own_verdict(m
     assert time.monotonic() - began >= 1.0 and process.poll() is not None
     assert worker.equal("x", "z") is True
     worker.close()
+
+
+def test_signals_to_the_whole_job_do_not_cost_an_answer(verifier):
+    assert verifier.equal("x+1", "1+x")
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):  # Slurm's, the terminal's
+        os.kill(verifier._worker.pid, number)
+    before = verifier._worker.pid
+    assert verifier.equal("x+2", "2+x") and verifier._worker.pid == before
+
+
+def test_a_worker_that_died_is_no_wrong_answer(verifier):
+    assert verifier.equal("x+1", "1+x")
+    verifier._worker.kill()
+    assert verifier.equal("x+3", "3+x")
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_verdict(monkeypatch):

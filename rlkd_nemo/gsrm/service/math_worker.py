@@ -7,11 +7,16 @@ this process ends it when it takes too long.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 
 def main() -> None:
     """Answers until its input ends; says `ready` when the libraries are loaded."""
+    # A launcher tells every process of a job to stop, and a terminal its whole group: that is for ranks and servers, which
+    # still need their answers.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     import logging
 
     from math_verify import parse, verify
