@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,11 @@ def stop(process):
 
 def run(script, *args, timeout=400, code=0, **more):
     """Output of one process that is expected to end with `code`."""
-    return _finish(start([PYTHON, str(script), *map(str, args)], **more), script, timeout, code)
+    return _finish([PYTHON, str(script), *map(str, args)], Path(script).name, timeout, code, more)
 
 
 def launch(script, ranks, *args, timeout=400, code=0, **more):
     """Output of `script args...` on so many CPU ranks."""
-    return _finish(start_ranks(script, ranks, *args, **more), f"{Path(script).name} on {ranks} ranks", timeout, code)
-
-
-def start_ranks(script, ranks, *args, **more):
     torchrun = [
         PYTHON,
         "-m",
@@ -68,14 +65,22 @@ def start_ranks(script, ranks, *args, **more):
         "--master_port",
         str(free_port()),
     ]
-    return start([*torchrun, str(script), *map(str, args)], **more)
+    command = [*torchrun, str(script), *map(str, args)]
+    return _finish(command, f"{Path(script).name} on {ranks} ranks", timeout, code, more)
 
 
-def _finish(process, what, timeout, code):
-    try:
-        out, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"{what}: no end after {timeout} s\n{stop(process)[-6000:]}") from None
-    if process.returncode != code:
-        raise AssertionError(f"{what}: code {process.returncode}, wanted {code}\n{out[-8000:]}")
+def _finish(command, what, timeout, code, more):
+    # A file, for helpers of a rank that died without a word would keep a pipe open.
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = start(command, output, **more)
+        try:
+            ended = f"code {process.wait(timeout)}"
+        except subprocess.TimeoutExpired:
+            ended = f"no end after {timeout} s"
+        finally:
+            stop(process)
+        output.seek(0)
+        out = output.read()
+    if ended != f"code {code}":
+        raise AssertionError(f"{what}: {ended}, wanted code {code}\n{out[-8000:]}")
     return out

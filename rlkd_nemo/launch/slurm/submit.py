@@ -14,7 +14,6 @@ from rlkd_nemo.errors import EXIT_DONE, InputError
 from rlkd_nemo.launch.cli import load_checked, parser
 from rlkd_nemo.launch.slurm.jobs import JOBS, header
 
-DOCTOR = Path("examples/doctor.py")
 # The last line of every script names its kind of job and its config.
 _LAST = re.compile(r'^rlkd_job (?P<kind>\w+) (?P<config>\S+) "\$@"$', re.MULTILINE)
 _OPTION = re.compile(r"^#SBATCH .*\n", re.MULTILINE)
@@ -55,7 +54,9 @@ def submit(script: str, arguments: Sequence[str], sbatch: Sequence[str]) -> int:
     options = parser(default, None).parse_intermixed_args(list(arguments))
     named = [f"--config-name={options.config_name}"]
     named += [f"--config-dir={options.config_dir}"] if options.config_dir else []
-    code = subprocess.run([sys.executable, str(DOCTOR), *named, *options.overrides], check=False).returncode
+    # The job's kind says which parts of the layout the doctor has to look at.
+    doctor = [sys.executable, "-m", "rlkd_nemo.launch.slurm", "doctor", kind, *named, *options.overrides]
+    code = subprocess.run(doctor, check=False).returncode
     if code != EXIT_DONE:
         return code
     lines = header(kind, options.config_name, load_checked(options))

@@ -15,13 +15,23 @@ from rlkd_nemo.launch.slurm.submit import kind_and_config, with_header
 from rlkd_nemo.launch.slurm.submit import submit as submit_script
 
 ROOT = Path(__file__).resolve().parents[3]
-# What NeMo-Aligner runs has its own settings and script (test_aligner_script.py).
-NEMO = ROOT / "slurm/aligner_rlkd.sh"
-JOBS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if "#SBATCH" in path.read_text() and path != NEMO]
+# The NeMo-Aligner plugin's script is of its own kind: its settings are NeMo-Aligner's.
+OTHERS = ("common.sh", "site.sh", "submit.sh", "aligner_rlkd.sh")
+JOBS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in OTHERS]
 RECORD = """#!/bin/bash
 printf '%s\\n' "$@" "token of ${#RLKD_GSRM_TOKEN}" > "$RECORD"
 cat "$1" >> "$RECORD"
 """
+
+
+def test_a_server_is_submitted_without_the_models_of_a_trainer(submit, tmp_path):
+    where = f"exp_manager.exp_dir={tmp_path}"
+    missing = "model.restore_from_path=nowhere"
+    done, submitted = submit("slurm/serve_gsrm.sh", *DEMO, missing, where)
+    assert done.returncode == 0, done.stdout
+    assert "hetjob" not in submitted
+    done, _ = submit("slurm/single_node.sh", *DEMO, missing, where)
+    assert done.returncode == 2 and "model.restore_from_path=nowhere" in done.stdout
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
