@@ -1,6 +1,7 @@
 """Scripts of slurm/: what they run, and what is submitted in their place."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -32,6 +33,15 @@ def test_a_server_is_submitted_without_the_models_of_a_trainer(submit, tmp_path)
     assert "hetjob" not in submitted
     done, _ = submit("slurm/single_node.sh", *DEMO, missing, where)
     assert done.returncode == 2 and "model.restore_from_path=nowhere" in done.stdout
+
+
+def test_ports_of_the_login_node_say_nothing(submit, tmp_path):
+    with socket.create_server(("", 0)) as busy:
+        settings = [f"layout.trainer.port={busy.getsockname()[1]}", f"exp_manager.exp_dir={tmp_path}"]
+        done, submitted = submit(
+            "slurm/train_gsrm.sh", "--config-name=rlkd_demo", "model.restore_from_path=null", "objective=grpo", *settings
+        )
+    assert done.returncode == 0 and submitted, done.stdout
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
