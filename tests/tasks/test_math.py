@@ -3,6 +3,8 @@ r"""Public layouts, splits, and verification by math-verify in a process of its 
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -199,6 +201,27 @@ def test_a_worker_that_died_is_no_wrong_answer(verifier):
     assert verifier.equal("x+1", "1+x")
     verifier._worker.kill()
     assert verifier.equal("x+3", "3+x")
+
+
+def test_a_worker_does_not_outlive_whoever_started_it():
+    # Its input stays open, as if it were busy and did not look.
+    code = (
+        "import os, subprocess, sys; w = subprocess.Popen([sys.executable, '-m', 'rlkd_nemo.gsrm.service.math_worker'], "
+        "stdout=subprocess.PIPE); print(w.pid, w.stdout.readline().decode(), flush=True); os._exit(0)"
+    )
+    mine, its = os.pipe()
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stdin=mine, stdout=subprocess.PIPE, text=True, timeout=100)
+        pid, said = done.stdout.split()
+        assert said == '"ready"'
+        end = time.monotonic() + 20
+        while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+            time.sleep(0.1)
+        left = os.path.exists(f"/proc/{pid}")
+    finally:
+        os.close(mine)
+        os.close(its)  # in any case it ends now
+    assert not left
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_verdict(monkeypatch):

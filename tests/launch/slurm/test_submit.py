@@ -39,7 +39,11 @@ def test_ports_of_the_login_node_say_nothing(submit, tmp_path):
     with socket.create_server(("", 0)) as busy:
         settings = [f"layout.trainer.port={busy.getsockname()[1]}", f"exp_manager.exp_dir={tmp_path}"]
         done, submitted = submit(
-            "slurm/train_gsrm.sh", "--config-name=rlkd_demo", "model.restore_from_path=null", "objective=grpo", *settings
+            "slurm/train_gsrm.sh",
+            "--config-name=rlkd_demo",
+            "model.restore_from_path=null",
+            "objective=grpo",
+            *settings,
         )
     assert done.returncode == 0 and submitted, done.stdout
 
