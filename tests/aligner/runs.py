@@ -39,11 +39,14 @@ def train(models, folder, port, *, ranks=1, code=0, timeout=500, die_at=None, **
 
 
 def logged(folder):
-    """{name: {step: value}} of all that a run and its continuations logged, times left out; the last word counts."""
+    """{name: {step: value}} of all that a run and its continuations logged, times left out; the last word counts.
+
+    NeMo moves the files of an interrupted run into a folder of their own.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = {}
-    for file in sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime):
+    for file in sorted(folder.rglob("events.*"), key=lambda path: path.stat().st_mtime):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
         events.Reload()
         for name in events.Tags()["scalars"]:
