@@ -100,6 +100,11 @@ rlkd_died() { # NAME CODE: a service that ended by itself
   rlkd_fail 1 "the component $1 ended with code $2 while it was needed; the job ends with it"
 }
 
+rlkd_never_answered() { # NAME: a service that runs, but was not ready in time
+  rlkd_last_lines "$1"
+  rlkd_fail 1 "the component $1 did not answer within $RLKD_READY_S s (gsrm.server.startup_s); the job ends with it"
+}
+
 rlkd_on_usr1() {
   rlkd_asked=yes
   if [[ -n $rlkd_work ]]; then
@@ -137,7 +142,8 @@ rlkd_end_time() {
   local end
   if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then
     end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e | head -n 1) || end=
-    if end=$(date --date="$end" +%s 2>/dev/null); then
+    # To `date` nothing at all is last midnight.
+    if [[ -n $end ]] && end=$(date --date="$end" +%s 2>/dev/null); then
       export SLURM_JOB_END_TIME=$end
     fi
   fi
@@ -179,7 +185,7 @@ rlkd_job() {
     if [[ $rlkd_ended != waiter ]]; then
       rlkd_died "$rlkd_ended" "$rlkd_code"
     elif ((rlkd_code)); then
-      rlkd_died "$service" "none, but did not answer,"
+      rlkd_never_answered "$service"
     fi
     rlkd_say "$service answers at $ready"
   done

@@ -13,7 +13,8 @@ source slurm/site.sh
 if [[ -z $python ]]; then
   python=$(if [[ $RLKD_RUNTIME == none ]]; then echo "$RLKD_PYTHON"; else echo python3; fi)
 fi
-# As in common.sh; the job inherits it.
+# As in common.sh: the checkout, not an installed copy of it; the secret the job inherits.
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 RLKD_GSRM_TOKEN=${RLKD_GSRM_TOKEN:-$(head -c 32 /dev/urandom | base64)}
 export RLKD_GSRM_TOKEN
 exec "$python" -m rlkd_nemo.launch.slurm submit "$@"

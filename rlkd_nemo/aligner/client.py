@@ -6,6 +6,7 @@ stays unanswered costs its rows their reward (NaN, which the trainer leaves out 
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import time
@@ -39,6 +40,8 @@ POLL_S = 1.0
 TAKEN = {"tokens": "INT64", "sequence_lengths": "INT64"}
 GIVEN = {"rewards": "FP32"}
 EXTRA = ("prompt_lengths", "sample_ids")
+# Nodes of one job speak to one another, whatever proxy leads out of the cluster.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class GSRMRewardClient(RemoteGPTRMClient):
@@ -54,7 +57,7 @@ class GSRMRewardClient(RemoteGPTRMClient):
         self.ready_timeout_s = float(self.cfg.get("ready_timeout_s", READY_TIMEOUT_S))
         self.request_timeout_s = float(self.cfg.get("request_timeout_s", REQUEST_TIMEOUT_S))
         self.pad_to_length = self.cfg.get("pad_to_length")
-        self.extra = _on_first_rank(lambda: _inspect(self.url, self.name, self.ready_timeout_s))
+        self.extra = on_first_rank(lambda: _inspect(self.url, self.name, self.ready_timeout_s))
         client = FuturesModelClient(
             self.url, self.name, init_timeout_s=self.ready_timeout_s, inference_timeout_s=self.request_timeout_s
         )
@@ -135,7 +138,7 @@ class RewardFuture(FutureResult):
         return rewards.copy()
 
 
-def _on_first_rank(function: Any) -> Any:
+def on_first_rank(function: Any) -> Any:
     """`function()` once; its result, or its error, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return function()
@@ -143,7 +146,7 @@ def _on_first_rank(function: Any) -> Any:
     if dist.get_rank() == 0:
         try:
             answer = [function()]
-        except (BackendUnavailable, BadReply) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is: the other ranks wait for an answer
             answer = [error]
     dist.broadcast_object_list(answer, 0)
     if isinstance(answer[0], Exception):
@@ -158,7 +161,7 @@ def _inspect(url: str, name: str, timeout_s: float) -> tuple[str, ...]:
         told = json.loads(_get(f"{url}/v2/models/{name}"))
         inputs = {part["name"]: part["datatype"] for part in told["inputs"]}
         outputs = {part["name"]: part["datatype"] for part in told["outputs"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
         raise BadReply(
             f"{url}: model {name} does not describe itself as Triton's do ({error}); see remote_rm"
         ) from error
@@ -172,27 +175,28 @@ def _inspect(url: str, name: str, timeout_s: float) -> tuple[str, ...]:
 
 
 def _wait_ready(url: str, name: str, timeout_s: float) -> None:
-    """Return once the model is ready. Raises: BackendUnavailable, after `timeout_s`; BadReply from a server without it."""
+    """Return once the model is ready. Raises: BackendUnavailable, after `timeout_s`."""
     until = time.monotonic() + timeout_s
     while True:
         try:
             _get(f"{url}/v2/health/ready")
             _get(f"{url}/v2/models/{name}/ready")
             return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if time.monotonic() >= until:
-                what = (
-                    "has no model of this name ready"
-                    if isinstance(error, urllib.error.HTTPError)
-                    else "is not reachable"
-                )
                 raise BackendUnavailable(
-                    f"reward server {url} {what} ({name}; {error}) within {timeout_s:g} s; start it, see "
+                    f"reward server {url} {_wrong(error)} ({name}; {error}) within {timeout_s:g} s; start it, see "
                     "remote_rm.reward_model, or raise remote_rm.ready_timeout_s"
                 ) from error
         time.sleep(min(POLL_S, max(until - time.monotonic(), 0.05)))
 
 
+def _wrong(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return "has no model of this name ready"
+    return "is not reachable" if isinstance(error, OSError) else "does not speak HTTP"
+
+
 def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=5) as reply:  # a fixed scheme and a host from the config
+    with _OPENER.open(url, timeout=5) as reply:  # a fixed scheme and a host from the config
         return reply.read()

@@ -52,7 +52,7 @@ def begin(description: str | None, needed: dict[str, str] | None = None) -> None
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(
             f"usage: {sys.argv[0]} [--config-path DIR] [--config-name NAME] [key=value ...]\n\n{description}\n"
-            "--cfg job prints the resolved config and stops.\n"
+            "--cfg job prints the config and stops; with --resolve, every reference in it as its value.\n"
         )
         sys.exit(EXIT_DONE)
     try:

@@ -34,7 +34,9 @@ class Row:
 class RewardDesk:
     """Finds each row's problem by its prompt, and scores.
 
-    White space is not compared: a tokenizer may give it back differently.
+    White space is not compared: a tokenizer may give it back differently. A prompt is known by its text and by what is
+    left of it after encoding and decoding: chat templates close their turns with the end-of-text token (Qwen's <|im_end|>,
+    Llama's <|eot_id|>), which decoding leaves out.
 
     Args: problems: all that may be asked about, with their teacher paths.
     Raises: InputError without a single problem, or when two have the same prompt and different answers.
@@ -44,12 +46,13 @@ class RewardDesk:
         self.scorer, self.tokenizer = scorer, tokenizer
         self._problems: dict[str, Problem] = {}
         for problem in problems:
-            first = self._problems.setdefault(_bare(problem.prompt), problem)
-            if first.answer != problem.answer:
-                raise InputError(
-                    f"problems {first.id} and {problem.id} have the same prompt and different answers; a reward server "
-                    "cannot tell them apart"
-                )
+            for prompt in (problem.prompt, tokenizer.decode(tokenizer.encode(problem.prompt))):
+                first = self._problems.setdefault(_bare(prompt), problem)
+                if first.answer != problem.answer:
+                    raise InputError(
+                        f"problems {first.id} and {problem.id} have the same prompt and different answers; a reward server "
+                        "cannot tell them apart"
+                    )
         if not self._problems:
             raise InputError("the reward server has no problem to score responses of; see the section task")
         # Longest first: one prompt may begin with another.

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from rlkd_nemo import tasks, tokenizer
 from rlkd_nemo.aligner.desk import RewardDesk
 from rlkd_nemo.config import gsrm_rules, ranges, service_rules
@@ -36,9 +39,7 @@ class Inference:
 
 def read(tree: Mapping[str, Any]) -> tuple[Inference, Config]:
     """The file's sections as typed settings. Raises: ConfigError with every problem found."""
-    own = dict(tree.get("inference") or {})
-    known = [f.name for f in dataclasses.fields(Inference)]
-    problems = [f"inference.{key} is no setting{nearest(str(key), known)}" for key in own if key not in known]
+    inference, problems = _inference(tree.get("inference") or {})
     choices = ["inference", "tokenizer", *SECTIONS]
     problems += [f"{key} is no section{nearest(str(key), choices)}" for key in tree if key not in choices]
     settings = [Setting("objective.name", "grpo", FILE)]  # the schema wants one; a server optimizes nothing
@@ -51,7 +52,23 @@ def read(tree: Mapping[str, Any]) -> tuple[Inference, Config]:
         problems += [*ranges.problems(cfg), *gsrm_rules.problems(cfg), *service_rules.problems(cfg)]
     if cfg is None or problems:
         raise ConfigError(problems)
-    return Inference(**own), cfg
+    return inference, cfg
+
+
+def _inference(given: Mapping[str, Any]) -> tuple[Inference, list[str]]:
+    known = [f.name for f in dataclasses.fields(Inference)]
+    problems = [f"inference.{key} is no setting{nearest(str(key), known)}" for key in given if key not in known]
+    node = OmegaConf.structured(Inference)
+    OmegaConf.set_readonly(node, None)
+    for key, value in given.items():
+        try:
+            if key in known:
+                node[key] = value
+        except OmegaConfBaseException as error:
+            problems.append(f"inference.{key}={value!r}: {str(error).splitlines()[0]}")
+    if not 1 <= node.port <= 65535:
+        problems.append(f"inference.port={node.port} is no port; wanted 1 to 65535")
+    return Inference(**{name: node[name] for name in known}), problems
 
 
 def build_desk(cfg: Config) -> RewardDesk:

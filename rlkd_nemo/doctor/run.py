@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 COMPONENTS = ("trainer", "gsrm")
 
 
-def main(argv: Sequence[str] | None = None, *, description: str | None = None) -> int:
-    """Examine the config of the command line; the report goes to stdout. Returns the exit code."""
+def main(argv: Sequence[str] | None = None, *, description: str | None = None, cluster: bool = False) -> int:
+    """Examine the config of the command line; the report goes to stdout. Returns the exit code.
+
+    Args: cluster: the job is Slurm's, so that outside of it no port of this machine says anything.
+    """
     began = time.monotonic()
     options = _parser(description).parse_intermixed_args(argv)
     # Late: --help should not wait for hydra.
@@ -31,17 +34,20 @@ def main(argv: Sequence[str] | None = None, *, description: str | None = None) -
     found: list[Finding] = []
     if cfg is not None:
         problems = [*problems, *check(cfg)]
-        found = examine(cfg, os.environ, options.component)
+        found = examine(cfg, os.environ, options.component, cluster=cluster)
     problems = list(dict.fromkeys([*problems, *(one.text for one in found if one.stops)]))
     _report(name, cfg, problems, [one.text for one in found if not one.stops], time.monotonic() - began)
     return EXIT_INPUT if problems else EXIT_DONE
 
 
-def examine(cfg: Config, environment: Mapping[str, str], components: Sequence[str] = ()) -> list[Finding]:
+def examine(
+    cfg: Config, environment: Mapping[str, str], components: Sequence[str] = (), *, cluster: bool = False
+) -> list[Finding]:
     """Everything about machine, files and environment; what the config itself breaks is `config.rules.check`'s.
 
     Args:
         components: the parts of the layout that this job consists of; empty: all of them.
+        cluster: as for `main`.
     """
     from rlkd_nemo.doctor import allocation, models, places, secrets, versions
     from rlkd_nemo.launch import components as layout
@@ -49,7 +55,7 @@ def examine(cfg: Config, environment: Mapping[str, str], components: Sequence[st
     parts = [part for part in layout.components(cfg) if not components or part.name in components]
     trains = not components or "trainer" in components
     # Ports can be tried on the machine itself: the first node of the first component in a job, this one without a cluster.
-    at_home = bool(components) and not cfg.layout.gsrm.nodes
+    at_home = bool(components) and not cfg.layout.gsrm.nodes and not cluster
     here = list(components) if at_home else [parts[0].name] if parts and "SLURM_JOB_ID" in environment else []
     return [
         *allocation.findings(parts, environment),

@@ -39,19 +39,21 @@ def commands(cfg: Config, node: int, arguments: Sequence[str]) -> dict[str, tupl
     """
     found: dict[str, tuple[list[str], dict[str, str]]] = {}
     models = dict(parts(cfg))
+    # vLLM asks nobody for a token by itself: on one node only our server, which does, is there for others.
+    host = "127.0.0.1" if cfg.layout.gsrm.nodes == 1 else "0.0.0.0"
     for replica in replicas(cfg):
         if replica.node != node:
             continue
         part, backend = models[replica.role], getattr(cfg.gsrm.llm, replica.role)
         command = [
-            "vllm", "serve", replica.weights, "--host", "0.0.0.0", "--port", str(replica.port),
+            "vllm", "serve", replica.weights, "--host", host, "--port", str(replica.port),
             "--served-model-name", backend.model, "--tensor-parallel-size", str(part.tensor_parallel_size),
             "--max-model-len", str(part.max_model_len),
         ]  # fmt: skip
-        found[f"{replica.role} on port {replica.port}"] = (
-            command,
-            {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.gpus))},
-        )
+        own = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, replica.gpus))}
+        if backend.api_key_env and os.environ.get(backend.api_key_env):
+            own["VLLM_API_KEY"] = os.environ[backend.api_key_env]  # what its clients send, it asks for
+        found[f"{replica.role} on port {replica.port}"] = (command, own)
     if node == 0:
         found["GSRM server"] = ([sys.executable, str(_SERVER), *arguments], {})
     return found
@@ -61,13 +63,19 @@ def keep(wanted: dict[str, tuple[list[str], dict[str, str]]], drain_s: float) ->
     """Run them until told to stop.
 
     Args: drain_s: how long they may take to end by themselves.
-    Raises: Preempted when told to stop; ServiceError when one ended by itself.
+    Raises: Preempted when told to stop; ServiceError when one ended by itself or could not be started.
     """
     environment = {k: v for k, v in os.environ.items() if k not in _OURS}
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, (command, own) in wanted.items():
-            running[name] = subprocess.Popen(command, env={**environment, **own}, preexec_fn=_die_with_parent())
+            try:
+                running[name] = subprocess.Popen(command, env={**environment, **own}, preexec_fn=_die_with_parent())
+            except OSError as err:
+                raise ServiceError(
+                    f"{name} cannot be started: {command[0]}: {err.strerror}; wanted an image (layout.gsrm.image) or an "
+                    "environment (RLKD_PYTHON, PATH) that has it"
+                ) from err
         while not signals.stop_requested():
             for name, process in running.items():
                 if process.poll() is not None:

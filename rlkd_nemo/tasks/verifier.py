@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 _WORKER = "rlkd_nemo.gsrm.service.math_worker"
 _START_S = 120.0  # the computer algebra system takes seconds to load, more on a busy machine
 _LONGEST = 1000  # characters of an answer; a longer one is no answer
-_TRIES = 2  # a worker may die of something else than the pair it has; of a pair that kills two, the pair is the reason
 
 
 class Verifier:
     """One worker, started when it is first needed, asked by one thread at a time.
 
-    Args: limit_s: for one pair; then the worker is ended, and the pair counts as not shown to be equal.
+    Args: limit_s: for one pair; then the worker is ended, and the pair counts as not shown to be equal. So does one on which
+        it dies twice; after a first death the pair is asked again.
     Raises: ConfigError where math-verify is not installed.
     """
 
@@ -50,33 +50,36 @@ class Verifier:
         if len(found) > _LONGEST:
             return False
         with self._turn:
-            for _ in range(_TRIES):
+            for last in (False, True):
                 line = self._ask(gold, found)
                 if line:
                     return bool(json.loads(line))
                 self._end()
-                if line is None:
-                    log.warning("math-verify gave no verdict within %g s on %s", self._limit_s, _shown(gold, found))
-                    return False
-                log.warning("the process of math-verify died with %s", _shown(gold, found))
-            log.warning("math-verify died %d times of %s, which count as different", _TRIES, _shown(gold, found))
+                if line is not None:
+                    log.warning(
+                        "math-verify gave no verdict within %g s on %r and %r", self._limit_s, gold[:80], found[:80]
+                    )
+                    break
+                # A signal of somebody else's says nothing about the answer; what ends it twice, does.
+                if last:
+                    log.warning("the process of math-verify died twice on %r and %r", gold[:80], found[:80])
             return False
+
+    def _ask(self, gold: str, found: str) -> bytes | None:
+        """The reply; empty when it does not come in time, None when the worker died."""
+        worker = self._worker or self._start()
+        assert worker.stdin is not None
+        try:
+            worker.stdin.write(json.dumps([gold, found]).encode() + b"\n")
+            worker.stdin.flush()
+        except OSError:
+            return None
+        return _line(worker, self._limit_s)
 
     def close(self) -> None:
         """End the worker."""
         with self._turn:
             self._end()
-
-    def _ask(self, gold: str, found: str) -> bytes | None:
-        """The worker's reply; empty when it died, None when it took too long."""
-        worker = self._worker or self._start()
-        try:
-            assert worker.stdin is not None
-            worker.stdin.write(json.dumps([gold, found]).encode() + b"\n")
-            worker.stdin.flush()
-            return _line(worker, self._limit_s)
-        except OSError:
-            return b""
 
     def _start(self) -> subprocess.Popen[bytes]:
         worker = subprocess.Popen(
@@ -101,12 +104,8 @@ class Verifier:
         self._worker = None
 
 
-def _shown(gold: str, found: str) -> str:
-    return f"{gold[:80]!r} and {found[:80]!r}"
-
-
 def _line(worker: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
-    """The next line; None when it does not come in time, empty when it never will."""
+    """The next line; empty when it does not come in time, None when none can come any more."""
     assert worker.stdout is not None
     until = time.monotonic() + limit_s
     line = b""
@@ -114,11 +113,11 @@ def _line(worker: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
         selector.register(worker.stdout, selectors.EVENT_READ)
         while not line.endswith(b"\n"):
             if not selector.select(max(0.0, until - time.monotonic())):
-                return None
+                return b""
             # Unbuffered: one reply a question, nothing is left over.
             piece = worker.stdout.read1(4096)  # type: ignore[attr-defined]
             if not piece:
-                return b""
+                return None
             line += piece
     return line
 

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -13,6 +14,9 @@ class Words:
     """Ids of words; decoding puts a space between them."""
 
     vocab_size, eos_id, pad_id = len(WORDS), 0, 0
+
+    def encode(self, text):
+        return [WORDS.index(word) for word in re.findall(r"<eos>|\S", text)]
 
     def decode(self, ids):
         return " ".join(WORDS[i] for i in ids if i != self.eos_id)
@@ -44,6 +48,13 @@ def test_a_row_is_scored_for_the_problem_of_its_prompt(desk):
     assert desk.rewards(rows) == [1.0] * 4
     assert [r.problem.id for r in desk.scorer.seen] == ["1", "1", "2", "2"]
     assert desk.scorer.seen[0].response_ids == [4, 0]
+
+
+def test_a_prompt_whose_turns_end_with_the_end_of_text_is_recognised():
+    # As chat templates write it; the token is not in the decoded text, but in that of a client that sends text.
+    desk = RewardDesk(Says(), [Problem("1", "a<eos> b =", "1")], Words())
+    rows = [Row([1, 0, 2, 3, 4, 0], prompt_length=4), Row([1, 0, 2, 3, 4, 0]), Row(text="a<eos> b = yes")]
+    assert desk.rewards(rows) == [1.0] * 3
 
 
 def test_an_unfinished_response_is_told_apart(desk):

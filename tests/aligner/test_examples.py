@@ -57,6 +57,8 @@ def test_the_servers_file_becomes_typed_settings():
     ("change", "message"),
     [
         ({"inference": {"ports": 1}}, "inference.ports is no setting; did you mean port?"),
+        ({"inference": {"port": "five"}}, "inference.port='five'"),
+        ({"inference": {"port": 70000}}, "inference.port=70000 is no port"),
         ({"rewards": {"outcome": 1}}, "rewards is no section; did you mean reward?"),
         ({"reward": {"outcom": 1}}, "reward.outcom"),
         ({"gsrm": {"judge": "llm"}}, "gsrm"),

@@ -37,3 +37,11 @@ def test_a_run_that_was_killed_goes_on_with_the_same_numbers(straight, models, r
     assert max(logged(tmp_path)["train_optim/loss"]) == 7
     train(models, tmp_path, reward_port, ranks=2)
     assert logged(tmp_path) == straight
+
+
+def test_a_run_whose_time_is_up_saves_and_ends(models, reward_port, tmp_path):
+    # Before Slurm ends it, which would save nothing (slurm/aligner_rlkd.sh).
+    more = {"exp_manager.max_time_per_run": "00:00:00:01"}
+    train(models, tmp_path, reward_port, ranks=1, **more)
+    assert set(logged(tmp_path)["train_rollouts/rewards"]) == {0}
+    assert any("step=1-" in path.name for path in (tmp_path / "checkpoints").iterdir())

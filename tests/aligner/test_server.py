@@ -2,7 +2,9 @@
 
 import json
 import math
+import socketserver
 import subprocess
+import threading
 
 import pytest
 
@@ -45,7 +47,8 @@ def test_our_client_outlives_the_death_and_return_of_the_server(models):
         raise AssertionError("".join(out)[-4000:])
 
     with serving(models, port):
-        client = nemo.start(command, stdin=subprocess.PIPE)
+        # A proxy leads out of the cluster, not to its nodes.
+        client = nemo.start(command, stdin=subprocess.PIPE, http_proxy="http://127.0.0.1:1")
         until_ready(client)
     client.stdin.write("gone\n")
     client.stdin.flush()
@@ -85,6 +88,19 @@ def test_nobody_there_is_told_in_seconds(models):
     seen = saw(nemo.run(SCRIPT, nemo.free_port(), models / "tokenizer", "gone"))
     assert seen["refused"] == "BackendUnavailable" and seen["seconds"] < 30
     assert "is not reachable" in seen["message"] and "within 3 s" in seen["message"]
+
+
+def test_a_port_of_something_else_is_told_in_seconds(models):
+    class Greets(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            self.request.recv(1000)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Greets) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        seen = saw(nemo.run(SCRIPT, server.server_address[1], models / "tokenizer", "gone"))
+        server.shutdown()
+    assert seen["refused"] == "BackendUnavailable" and "does not speak HTTP" in seen["message"], seen
 
 
 def test_a_server_of_another_protocol_is_refused(models):

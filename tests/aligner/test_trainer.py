@@ -33,6 +33,7 @@ def test_a_fault_of_the_parent_class_is_not_ours(shown, fault):
 @pytest.mark.parametrize(
     "what",
     [
+        "an error of the first rank is every rank's",
         "rewards of another shape",
         "rewards of another dtype",
         "an infinite reward",

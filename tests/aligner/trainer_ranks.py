@@ -27,6 +27,7 @@ from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu
 from omegaconf import OmegaConf
 
 from rlkd_nemo.aligner import MegatronGPTRLKDActorModel, RLKDTrainer
+from rlkd_nemo.aligner.client import on_first_rank
 from rlkd_nemo.errors import ConfigError, FailureBudgetError, NonFiniteError, ShapeError
 
 PROMPTS, GROUP, WIDTH = 8, 2, 12  # of the data set; rollouts a prompt; tokens
@@ -223,6 +224,13 @@ def teachers(cfg, model):
     shown("the teacher can be left out at the end", not bool((data["teacher_mask"] & ended).any()))
 
 
+def only_the_first_rank_asks():
+    def fails():
+        raise TypeError("of no kind that was thought of")
+
+    refused("an error of the first rank is every rank's", TypeError, "of no kind", lambda: on_first_rank(fails))
+
+
 def states(cfg, model):
     mine = trainer(RLKDTrainer, cfg, model)
     state = {"step": 1, "consumed_samples": 2**24 + 1, "reinforce_optimization_step": 3, "consumed_rollouts": 2**25 + 1}
@@ -244,6 +252,7 @@ def main(tokenizer):
     cfg = tiny.config(tokenizer, devices=2)
     _, ours = tiny.build(copy.deepcopy(cfg), MegatronGPTRLKDActorModel)
     _, parent = tiny.build(copy.deepcopy(cfg), MegatronGPTReinforceActorModel)
+    only_the_first_rank_asks()
     faults(cfg, parent, ours)
     rewards(cfg, ours)
     teachers(cfg, ours)

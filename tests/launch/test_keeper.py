@@ -31,6 +31,23 @@ def test_what_runs_on_which_node():
     assert list(second) == ["judge on port 8100"]
 
 
+@pytest.mark.parametrize(("nodes", "host"), [(1, "127.0.0.1"), (2, "0.0.0.0")])
+def test_models_are_no_more_open_than_they_must_be(nodes, host, monkeypatch):
+    monkeypatch.setenv("VLLM_SECRET", "s3cret")
+    cfg = load("rlkd_demo", [
+        "gsrm=vllm", f"layout.gsrm.nodes={nodes}", "layout.gsrm.gpus_per_node=1", "layout.gsrm.judge.replicas=1",
+        "layout.gsrm.judge.weights=w", "gsrm.llm.judge.api_key_env=VLLM_SECRET",
+    ])  # fmt: skip
+    command, own = keeper.commands(cfg, 0, [])["judge on port 8100"]
+    assert command[command.index("--host") + 1] == host
+    assert own["VLLM_API_KEY"] == "s3cret" and not any("s3cret" in word for word in command)
+
+
+def test_a_program_that_is_not_there_is_named():
+    with pytest.raises(ServiceError, match=r"judge cannot be started: no-such-vllm: No such file.*layout.gsrm.image"):
+        keeper.keep({"judge": (["no-such-vllm"], {})}, 1.0)
+
+
 def test_one_that_ends_ends_the_others(tmp_path):
     pid = tmp_path / "pid"
     pid.touch()

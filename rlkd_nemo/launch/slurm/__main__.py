@@ -21,7 +21,7 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
     # Late: the others need nothing of it.
     from rlkd_nemo.doctor.run import main as examine
 
-    return examine([*rest, *(f"--component={name}" for name in only(options.kind))])
+    return examine([*rest, *(f"--component={name}" for name in only(options.kind))], cluster=True)
 
 
 def _header(options: argparse.Namespace, rest: list[str]) -> int:

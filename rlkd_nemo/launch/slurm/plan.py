@@ -97,7 +97,9 @@ def _overrides(cfg: Config, at: Mapping[str, Sequence[str]]) -> list[str]:
     found = [f"gsrm.service.urls=[http://{first}:{cfg.gsrm.server.port}]", f"gsrm.server.host={host}"]
     served: dict[str, list[str]] = {}
     for replica in replicas(cfg):
-        served.setdefault(replica.role, []).append(f"http://{at['gsrm'][replica.node]}:{replica.port}/v1")
+        # On one node they listen on loopback only (launch/keeper.py).
+        address = at["gsrm"][replica.node] if cfg.layout.gsrm.nodes > 1 else "127.0.0.1"
+        served.setdefault(replica.role, []).append(f"http://{address}:{replica.port}/v1")
     return found + [f"gsrm.llm.{role}.urls=[{','.join(urls)}]" for role, urls in served.items()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -23,8 +24,8 @@ def await_ready(url: str, deadline_s: float) -> str | None:
                 return None
         except urllib.error.HTTPError as err:
             wrong = f"{err.code} {err.read(500).decode(errors='replace')}"
-        except OSError as err:
-            wrong = str(err)
+        except (OSError, http.client.HTTPException) as err:
+            wrong = str(err) or type(err).__name__
         if time.monotonic() + _PAUSE_S > end:
             return wrong
         time.sleep(_PAUSE_S)

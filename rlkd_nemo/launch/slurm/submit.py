@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,11 @@ def submit(script: str, arguments: Sequence[str], sbatch: Sequence[str]) -> int:
         sbatch: further options of `sbatch`.
     Returns: the exit code. Raises: InputError, ConfigError.
     """
+    if not Path(script).is_file():
+        known = ", ".join(sorted(str(path) for path in Path("slurm").glob("*.sh") if _LAST.search(path.read_text())))
+        raise InputError(f"{script}: there is no such file; wanted a script, and then config and overrides: {known}")
+    if shutil.which("sbatch") is None:
+        raise InputError("sbatch is not on PATH; wanted a login node of a cluster with Slurm")
     text = Path(script).read_text(encoding="utf-8")
     kind, default = kind_and_config(script, text)
     options = parser(default, None).parse_intermixed_args(list(arguments))

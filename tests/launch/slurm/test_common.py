@@ -16,10 +16,10 @@ STAND_INS = {
     "srun": 'echo "srun $*" >> "$NOTES"\nwhile [[ ${1-} == --* ]]; do shift; done\nexec "$@"',
     "apptainer": 'echo "apptainer $*" >> "$NOTES"\nwhile (($#)) && [[ $1 != *.sif ]]; do shift; done\nshift\nexec "$@"',
     "scontrol": 'echo "scontrol $*" >> "$NOTES"\n[[ $1 != requeue ]] || exit "$REQUEUE"\necho "NodeName=n1 NodeAddr=127.0.0.1"',
-    "squeue": "echo 2030-01-01T00:00:00",
+    "squeue": "[[ -z $ENDS ]] || echo $ENDS",
     # Our tools for real; in place of the work one rank that has saved.
     "python": f"""if [[ $1 == -m ]]; then exec {sys.executable} "$@"; fi
-echo "work $* end=$SLURM_JOB_END_TIME" >> "$NOTES"
+echo "work $* end=${{SLURM_JOB_END_TIME-}}" >> "$NOTES"
 echo '{{"code": 3, "message": "stopped after step 4", "deliberate": true, "time": 1}}' > "$RLKD_REPORTS/0.json"
 exit 3""",
 }
@@ -33,10 +33,10 @@ def job(tmp_path):
         (tmp_path / name).chmod(0o755)
     notes = tmp_path / "notes"
 
-    def run(runtime, requeue=0):
+    def run(runtime, requeue=0, ends="2030-01-01T00:00:00"):
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "RLKD"))},
-            "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes), "REQUEUE": str(requeue),
+            "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes), "REQUEUE": str(requeue), "ENDS": ends,
             "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1",
             "RLKD_RUNTIME": runtime, "RLKD_PYTHON": str(tmp_path / "python"), "RLKD_MOUNTS": "/models:/models",
             "RLKD_IMAGE_trainer": "/images/trainer.sif",
@@ -72,6 +72,12 @@ def test_apptainer_and_a_requeue_that_is_refused(job):
     (work,) = (line for line in notes.splitlines() if line.startswith("work"))
     # Without SLURM_JOB_END_TIME the end is asked of squeue.
     assert work.startswith("work examples/train_rlkd.py --config-name=") and " end=1893" in work
+
+
+def test_an_end_that_slurm_does_not_tell_is_none(job):
+    done, notes = job("apptainer", ends="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " end=\n" in notes
 
 
 def test_another_runtime_is_refused(job):

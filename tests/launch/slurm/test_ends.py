@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 
 import pytest
@@ -81,3 +82,15 @@ def test_a_service_that_does_not_answer_in_time(service):
     answers[:] = [503]
     assert await_ready(url, 0.3).startswith("503 loading")
     assert "refused" in await_ready("http://127.0.0.1:1/", 0.0)
+
+
+def test_a_port_of_something_else_is_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            peer = server.accept()[0]
+            peer.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            peer.recv(1000)
+
+        threading.Thread(target=greet, daemon=True).start()
+        assert "SSH" in await_ready(f"http://127.0.0.1:{server.getsockname()[1]}/ready", 0.0)

@@ -69,6 +69,11 @@ def test_models_of_the_gsrm_are_asked_where_they_run():
     )
 
 
+def test_models_beside_their_only_server_are_asked_on_loopback():
+    served = ["gsrm=vllm", "layout.gsrm.gpus_per_node=4", "layout.gsrm.judge.replicas=1", "layout.gsrm.judge.weights=w"]
+    assert "gsrm.llm.judge.urls=[http://127.0.0.1:8100/v1]" in shell(plan(*served), '"${RLKD_OVERRIDES[@]}"')
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [

@@ -1,6 +1,7 @@
 """Scripts of slurm/: what they run, and what is submitted in their place."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from rlkd_nemo.config.load import load
+from rlkd_nemo.errors import InputError
 from rlkd_nemo.launch.slurm.jobs import header
 from rlkd_nemo.launch.slurm.submit import kind_and_config, with_header
+from rlkd_nemo.launch.slurm.submit import submit as submit_script
 
 ROOT = Path(__file__).resolve().parents[3]
 # The NeMo-Aligner plugin's script is of its own kind: its settings are NeMo-Aligner's.
@@ -30,6 +33,19 @@ def test_a_server_is_submitted_without_the_models_of_a_trainer(submit, tmp_path)
     assert "hetjob" not in submitted
     done, _ = submit("slurm/single_node.sh", *DEMO, missing, where)
     assert done.returncode == 2 and "model.restore_from_path=nowhere" in done.stdout
+
+
+def test_ports_of_the_login_node_say_nothing(submit, tmp_path):
+    with socket.create_server(("", 0)) as busy:
+        settings = [f"layout.trainer.port={busy.getsockname()[1]}", f"exp_manager.exp_dir={tmp_path}"]
+        done, submitted = submit(
+            "slurm/train_gsrm.sh",
+            "--config-name=rlkd_demo",
+            "model.restore_from_path=null",
+            "objective=grpo",
+            *settings,
+        )
+    assert done.returncode == 0 and submitted, done.stdout
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
@@ -53,10 +69,10 @@ def submit(tmp_path):
     sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
     record = tmp_path / "record"
 
-    def run(*arguments):
+    def run(*arguments, **more):
         environment = {
             **os.environ, "PATH": f"{sbatch.parent}:{os.environ['PATH']}", "RECORD": str(record),
-            "RLKD_PYTHON": sys.executable, "RLKD_RUNTIME": "none", "PYTHONPATH": str(ROOT),
+            "RLKD_PYTHON": sys.executable, "RLKD_RUNTIME": "none", **more,
         }  # fmt: skip
         command = [str(ROOT / "slurm/submit.sh"), *arguments]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -83,12 +99,31 @@ def test_a_right_config_is_submitted_with_its_own_options(submit, tmp_path):
         (["slurm/single_node.sh", "model.num_layer=3"], "did you mean model.num_layers"),
         (["slurm/single_node.sh", *DEMO, "rlkd.group_size=0"], "rlkd.group_size=0"),
         (["slurm/common.sh"], "no line `rlkd_job"),
+        (
+            ["rlkd_70b_to_8b", *DEMO],
+            "there is no such file; wanted a script, and then config and overrides: slurm/decom",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_is_submitted(submit, arguments, said):
     done, submitted = submit(*arguments)
     assert done.returncode == 2 and said in done.stderr + done.stdout, done.stderr
     assert submitted is None
+
+
+def test_it_is_the_checkout_that_submits(submit, tmp_path):
+    # A login node needs three libraries and no installation of ours; where there is one, it may be an older copy.
+    login = tmp_path / "python"
+    login.write_text('#!/usr/bin/env bash\necho "path=$PYTHONPATH"\n')
+    login.chmod(0o755)
+    done, _ = submit("slurm/single_node.sh", RLKD_LOGIN_PYTHON=str(login), PYTHONPATH="/elsewhere")
+    assert done.stdout == f"path={ROOT}:/elsewhere\n"
+
+
+def test_without_slurm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="sbatch is not on PATH"):
+        submit_script(str(ROOT / "slurm/single_node.sh"), [], [])
 
 
 def test_every_job_script_looks_alike():
