@@ -81,7 +81,7 @@ def _port(url: str) -> int:
 
 
 def _ports(cfg: Config) -> Iterator[str]:
-    """Ports of the GSRM's first node; the trainer's is on a node of its own unless the GSRM has none."""
+    """Ports of the GSRM's nodes and of the trainer's first one; all differ, since nodes may be one machine (cpu_loopback)."""
     taken: dict[int, str] = {}
     wanted = [("gsrm.server.port", cfg.gsrm.server.port)] if cfg.layout.gsrm.nodes else []
     for role, model in parts(cfg):
