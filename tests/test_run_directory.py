@@ -38,12 +38,16 @@ def test_a_resumed_run_may_change_what_only_lays_out_or_spares_memory(tmp_path):
 
 
 def test_an_edited_prompt_file_is_other_data(tmp_path):
-    def task(lines):
+    def task(lines, **edited):
+        rows = [{"problem": f"{n}+1=", "answer": str(n + 1), "teacher_path": "count"} for n in range(lines)]
+        rows[7] |= edited
         file = tmp_path / "sums.jsonl"
-        file.write_text("".join(json.dumps({"problem": f"{n}+1=", "answer": str(n + 1)}) + "\n" for n in range(lines)))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return prompts.build(PromptsTask(path=str(file)))
 
     assert task(60).fingerprint == task(60).fingerprint != task(61).fingerprint
+    # Another answer or reference to the same problem is another reward.
+    assert len({task(60).fingerprint, task(60, answer="9").fingerprint, task(60, teacher_path="add").fingerprint}) == 3
     run = object.__new__(RunDirectory)
     run.data = task(61).fingerprint
     with pytest.raises(ConfigError, match=f"fingerprint was {task(60).fingerprint}, now it is {run.data}"):

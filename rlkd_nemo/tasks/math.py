@@ -6,7 +6,6 @@ that a held-out file has too is left out and counted in the log. Solutions becom
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from rlkd_nemo.tasks import json_lines
 from rlkd_nemo.tasks.answers import final_answer
 from rlkd_nemo.tasks.chat import Chat
 from rlkd_nemo.tasks.math_rows import LAYOUTS, recognise
-from rlkd_nemo.tasks.prompts import Prompts, content_id
+from rlkd_nemo.tasks.prompts import Prompts, content_id, fingerprint
 from rlkd_nemo.tasks.verifier import Verifier
 from rlkd_nemo.types import Problem
 
@@ -63,8 +62,7 @@ class Mathematics(Prompts):
                 self.problems["train" if own.get(split) else split].append(problem)
         if left_out:
             log.warning("%s: %d problems are held out by files of their own and are left out", settings.path, left_out)
-        ids = "\n".join(problem.id for split in sorted(self.problems) for problem in self.problems[split])
-        self.fingerprint = hashlib.sha256(ids.encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(self.problems)
 
     def verify(self, problem: Problem, response: str) -> bool:
         r"""Is the last <answer>...</answer> or \boxed{...} mathematically the gold answer?"""

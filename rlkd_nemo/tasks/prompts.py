@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,7 @@ class Prompts:
         self.problems: dict[str, list[Problem]] = {"train": [], "validation": [], "test": []}
         for problem in read(settings):
             self.problems[self._split_of(problem)].append(problem)
-        # Of the problems in their order: what a resumed run must find again.
-        ids = "\n".join(problem.id for split in sorted(self.problems) for problem in self.problems[split])
-        self.fingerprint = hashlib.sha256(ids.encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(self.problems)
 
     def generate(self, split: str, seed: int, difficulty: str, n: int, start: int = 0) -> list[Problem]:
         """Problems start..start+n in an order shuffled by seed; the train split begins anew, reshuffled, at its end.
@@ -132,6 +130,15 @@ def read(settings: PromptsTask) -> list[Problem]:
     if not problems:
         raise InputError(f"task.path={settings.path!r} holds no problem; wanted one JSON object a line")
     return problems
+
+
+def fingerprint(problems: Mapping[str, Sequence[Problem]]) -> str:
+    """Of the problems in their order, with answers and teacher paths: what a resumed run must find again."""
+    digest = hashlib.sha256()
+    for split in sorted(problems):
+        for problem in problems[split]:
+            digest.update(json.dumps([problem.id, problem.answer, problem.teacher_paths]).encode())
+    return digest.hexdigest()[:16]
 
 
 def content_id(problem: str) -> str:
