@@ -10,8 +10,10 @@ source slurm/site.sh
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 # The secret of this job's GSRM server and its clients; one of your own stays.
-RLKD_GSRM_TOKEN=${RLKD_GSRM_TOKEN:-$(head -c 32 /dev/urandom | base64)}
-export RLKD_GSRM_TOKEN
+if [[ -z ${RLKD_GSRM_TOKEN:-} ]]; then
+  RLKD_GSRM_TOKEN=$(head -c 32 /dev/urandom | base64)
+  export RLKD_GSRM_TOKEN RLKD_TOKEN_MADE=yes
+fi
 
 declare -A rlkd_pids=()    # component -> its srun
 rlkd_work=                 # the step whose end is the job's, once it is its turn
@@ -174,6 +176,9 @@ rlkd_job() {
   mkdir -p "$RLKD_ENDS"
   arguments+=("${RLKD_OVERRIDES[@]}")
   rlkd_say "job $SLURM_JOB_ID, attempt $RLKD_ATTEMPT: ${RLKD_SERVICES[*]} $RLKD_MAIN; logs in $RLKD_LOGS"
+  if [[ $kind == serve_gsrm && -n ${RLKD_TOKEN_MADE:-} ]]; then
+    rlkd_say "note: the server's secret was made up, so that no client knows it; export RLKD_GSRM_TOKEN and submit again"
+  fi
 
   for service in "${RLKD_SERVICES[@]}"; do
     rlkd_start "$service" "${arguments[@]}"

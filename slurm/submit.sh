@@ -15,6 +15,8 @@ if [[ -z $python ]]; then
 fi
 # As in common.sh: the checkout, not an installed copy of it; the secret the job inherits.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-RLKD_GSRM_TOKEN=${RLKD_GSRM_TOKEN:-$(head -c 32 /dev/urandom | base64)}
-export RLKD_GSRM_TOKEN
+if [[ -z ${RLKD_GSRM_TOKEN:-} ]]; then
+  RLKD_GSRM_TOKEN=$(head -c 32 /dev/urandom | base64)
+  export RLKD_GSRM_TOKEN RLKD_TOKEN_MADE=yes
+fi
 exec "$python" -m rlkd_nemo.launch.slurm submit "$@"

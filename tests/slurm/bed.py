@@ -147,6 +147,11 @@ class Bed:
             raise RuntimeError(f"{' '.join(map(str, command))}: code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout.strip()
 
+    @property
+    def version(self) -> str:
+        """What Slurm calls itself."""
+        return self.run("sinfo", "--version")
+
     def wait_for(self, condition: Callable[[], object], seconds: float, what: str) -> None:
         """Poll until true. Raises TimeoutError with the controller's last lines."""
         end = time.monotonic() + seconds

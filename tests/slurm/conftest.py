@@ -59,7 +59,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def figures():
+def figures(cluster):
     """What was measured; kept where RLKD_SLURM_RESULTS says."""
     found = {}
     yield found
@@ -67,7 +67,8 @@ def figures():
     if kept and found:
         about = {
             "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} CPU cores, load {os.getloadavg()[2]:.0f}; Slurm 22.05, four slurmd on loopback; gloo",
+            "machine": f"{os.cpu_count()} CPU cores, load {os.getloadavg()[2]:.0f}; {cluster.version}, four slurmd on loopback; "
+            "gloo",
             "command": "make test-slurm",
         }
         Path(kept).write_text(json.dumps(about | found | {"tests": _outcomes}, indent=2) + "\n")

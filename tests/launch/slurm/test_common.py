@@ -18,7 +18,7 @@ STAND_INS = {
     "scontrol": 'echo "scontrol $*" >> "$NOTES"\n[[ $1 != requeue ]] || exit "$REQUEUE"\necho "NodeName=n1 NodeAddr=127.0.0.1"',
     "squeue": "[[ -z $ENDS ]] || echo $ENDS",
     # Our tools for real; in place of the work one rank that has saved.
-    "python": f"""if [[ $1 == -m ]]; then exec {sys.executable} "$@"; fi
+    "python": f"""if [[ $1 == -m && $2 != *keeper ]]; then exec {sys.executable} "$@"; fi
 echo "work $* end=${{SLURM_JOB_END_TIME-}}" >> "$NOTES"
 echo '{{"code": 3, "message": "stopped after step 4", "deliberate": true, "time": 1}}' > "$RLKD_REPORTS/0.json"
 exit 3""",
@@ -27,25 +27,25 @@ exit 3""",
 
 @pytest.fixture
 def job(tmp_path):
-    """`job(runtime, requeue=0)`: slurm/single_node.sh; what it ended with, what it said, and the notes."""
+    """`job(runtime, requeue=0)`: a script of slurm/; what it ended with, what it said, and the notes."""
     for name, text in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     notes = tmp_path / "notes"
 
-    def run(runtime, requeue=0, ends="2030-01-01T00:00:00"):
+    def run(runtime, requeue=0, ends="2030-01-01T00:00:00", script="single_node", more=(), **variables):
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "RLKD"))},
             "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes), "REQUEUE": str(requeue), "ENDS": ends,
             "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1",
             "RLKD_RUNTIME": runtime, "RLKD_PYTHON": str(tmp_path / "python"), "RLKD_MOUNTS": "/models:/models",
-            "RLKD_IMAGE_trainer": "/images/trainer.sif",
+            "RLKD_IMAGE_trainer": "/images/trainer.sif", **variables,
         }  # fmt: skip
         arguments = [
             "--config-name=rlkd_demo", "objective=grpo", "model.restore_from_path=null", "trainer.devices=1",
-            "model.tensor_model_parallel_size=1", f"exp_manager.exp_dir={tmp_path / 'run'}",
+            "model.tensor_model_parallel_size=1", f"exp_manager.exp_dir={tmp_path / 'run'}", *more,
         ]  # fmt: skip
-        command = ["bash", str(ROOT / "slurm/single_node.sh"), *arguments]
+        command = ["bash", str(ROOT / f"slurm/{script}.sh"), *arguments]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         return done, notes.read_text() if notes.exists() else ""
 
@@ -78,6 +78,14 @@ def test_an_end_that_slurm_does_not_tell_is_none(job):
     done, notes = job("apptainer", ends="")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " end=\n" in notes
+
+
+def test_a_server_whose_secret_nobody_knows_says_so(job):
+    served = {"script": "serve_gsrm", "more": ["gsrm.scorer=service", "layout.gsrm.nodes=1"]}
+    done, _ = job("none", **served)
+    assert done.returncode == 0 and "export RLKD_GSRM_TOKEN and submit again" in done.stdout, done.stdout + done.stderr
+    done, _ = job("none", **served, RLKD_GSRM_TOKEN="mine")
+    assert done.returncode == 0 and "RLKD_GSRM_TOKEN" not in done.stdout
 
 
 def test_another_runtime_is_refused(job):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 OTHERS = ("common.sh", "site.sh", "submit.sh", "aligner_rlkd.sh")
 JOBS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in OTHERS]
 RECORD = """#!/bin/bash
-printf '%s\\n' "$@" "token of ${#RLKD_GSRM_TOKEN}" > "$RECORD"
+printf '%s\\n' "$@" "token of ${#RLKD_GSRM_TOKEN} ${RLKD_TOKEN_MADE-}" > "$RECORD"
 cat "$1" >> "$RECORD"
 """
 
@@ -90,7 +90,9 @@ def test_a_right_config_is_submitted_with_its_own_options(submit, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --nodes=2" in submitted and "#SBATCH hetjob" in submitted and "gpus" not in submitted
     assert submitted.splitlines()[1:3] == DEMO[:2]  # what the job itself gets
-    assert "token of 44\n" in submitted  # made for this job
+    assert "token of 44 yes\n" in submitted  # made for this job
+    _, submitted = submit("slurm/single_node.sh", *DEMO, f"exp_manager.exp_dir={tmp_path}", RLKD_GSRM_TOKEN="mine")
+    assert "token of 4 \n" in submitted
 
 
 @pytest.mark.parametrize(
