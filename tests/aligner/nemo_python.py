@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("RLKD_ALIGNER_PYTHON")
+MARK = "RLKD_TEST_RUN"  # in the environment of all that one run starts
 needed = [
     pytest.mark.aligner,
     pytest.mark.skipif(not PYTHON, reason="needs NeMo-Aligner in an environment of its own: make test-aligner"),
@@ -69,16 +71,26 @@ def launch(script, ranks, *args, timeout=400, code=0, **more):
     return _finish(command, f"{Path(script).name} on {ranks} ranks", timeout, code, more)
 
 
+def _end_helpers(name):
+    """Saving starts helpers, which outlive a rank that is killed: torchrun gave each rank a session of its own."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"{MARK}={name}\0".encode() in (entry / "environ").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
 def _finish(command, what, timeout, code, more):
+    name = uuid.uuid4().hex
     # A file, for helpers of a rank that died without a word would keep a pipe open.
     with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = start(command, output, **more)
+        process = start(command, output, **{MARK: name}, **more)
         try:
             ended = f"code {process.wait(timeout)}"
         except subprocess.TimeoutExpired:
             ended = f"no end after {timeout} s"
         finally:
             stop(process)
+            _end_helpers(name)
         output.seek(0)
         out = output.read()
     if ended != f"code {code}":
