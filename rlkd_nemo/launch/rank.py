@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -37,6 +38,9 @@ STOP = "stop"
 _PR_SET_PDEATHSIG = 1
 _code: int | None = None  # what `leave` was given
 _stacks: TextIO | None = None  # open as long as the process: faulthandler writes to it from a signal
+# Taken for good by whoever ends this process from another thread (lifecycle/watchdog.py); `leave` lets it, for so long.
+ending = threading.Lock()
+_ENDING_S = 10.0
 
 
 def enter() -> None:
@@ -122,6 +126,7 @@ def leave(code: int) -> NoReturn:
     sys.stderr.flush()
     if code in (EXIT_DONE, EXIT_PREEMPTED):
         sys.exit(code)
+    ending.acquire(timeout=_ENDING_S)
     os._exit(code)
 
 

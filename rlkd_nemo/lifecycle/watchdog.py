@@ -146,21 +146,24 @@ def _check(watch: _Watch) -> None:
 def end(message: str, *, tell: bool = True) -> NoReturn:
     """End this process with code 1: `message`, its last log lines and all stacks on stderr, the message reported.
 
-    Args: tell: the other ranks are told first, and given the time to show their stacks before this one's end hits them.
+    The words come first, and the process stays until the others can have spoken too: the end of one rank breaks the
+    connections of all, and a main thread that fails for it would otherwise end its process before the stacks are out.
+
+    Args: tell: the other ranks have not heard it yet; each shows its stacks before it ends.
     """
-    job = _job if tell else None
-    if job is not None:
-        job.tell(message)
+    rank.ending.acquire()  # for good: a second one that ends this process has nothing to add
     message = f"rank {os.environ.get('RANK', '0')}: {message}"
-    if sys.__stderr__ is not None:
-        lines = "".join(f"  {line}\n" for line in log.last_lines())
-        words = f"{message}\n" + (f"its last log lines:\n{lines}" if lines else "")
-        sys.__stderr__.write(words + _stacks())
-        sys.__stderr__.flush()
     try:
+        if sys.__stderr__ is not None:
+            lines = "".join(f"  {line}\n" for line in log.last_lines())
+            words = f"{message}\n" + (f"its last log lines:\n{lines}" if lines else "")
+            sys.__stderr__.write(words + _stacks())
+            sys.__stderr__.flush()
         rank.report(EXIT_ERROR, message, deliberate=True)
-        if job is not None:
-            time.sleep(job.linger_s)
+        if _job is not None:
+            if tell:
+                _job.tell(message)
+            time.sleep(_job.linger_s)
     finally:  # a full disk must not keep the process
         os._exit(EXIT_ERROR)
 

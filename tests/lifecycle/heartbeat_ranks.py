@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from rlkd_nemo import log
 from rlkd_nemo.launch import rank
+from rlkd_nemo.lifecycle import watchdog
 from rlkd_nemo.lifecycle.watchdog import deadline, mark
 
 
@@ -46,7 +47,10 @@ def main(arguments):
         print("DONE", flush=True)
         close_ranks()
         return
-    with deadline(20 if how.startswith("stopped") else 4, "update of step 3"):
+    if how == "slow to speak" and me == 0:
+        stacks = watchdog._stacks
+        watchdog._stacks = lambda: time.sleep(2) or stacks()
+    with deadline(20 if how.startswith("stopped") or (how, me) == ("slow to speak", 1) else 4, "update of step 3"):
         mark("micro-batch 2 of 4")
         if how.startswith("stopped") and me == int(how[-1]):
             time.sleep(2)  # a beat carries the phase
@@ -56,6 +60,8 @@ def main(arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "loop" and me == 1:
             endless_loop()
+        if how == "slow to speak" and me == 1:
+            dist.recv(torch.ones(1), src=0)
         if how == "elsewhere" and me == 1:
             with deadline(4, "save of step 3"):
                 dist.recv(torch.ones(1), src=0)  # rank 0 is in another collective and never sends

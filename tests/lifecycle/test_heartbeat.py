@@ -64,6 +64,13 @@ def test_a_job_without_progress_shows_where_every_rank_is(tmp_path, how, frame):
     assert where in done.stderr.partition("Where the ranks are: ")[2].partition(".")[0]
 
 
+def test_a_rank_that_is_slow_to_show_its_stacks_is_not_cut_off_by_the_end_of_another(tmp_path):
+    done, _ = run("slow to speak", tmp_path)
+    assert done.returncode == 1
+    assert "in all_reduce" in done.stderr and "in recv" in done.stderr
+    assert "rank 1: ends with the others: rank 0: update of step 3 took longer" in done.stderr
+
+
 def test_waiting_for_a_rank_that_gets_on_is_no_hang(tmp_path):
     done, _ = run("slow", tmp_path)
     assert done.returncode == 0, done.stderr
