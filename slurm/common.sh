@@ -160,6 +160,9 @@ rlkd_nodes() {
 
 # rlkd_job KIND CONFIG [OVERRIDES...]: all of it. KIND is one of rlkd_nemo/launch/slurm/jobs.py.
 rlkd_job() {
+  if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    exec slurm/submit.sh "slurm/${0##*/}" "${@:3}" # started by hand: the doctor looks, and then it is submitted
+  fi
   local kind=$1 arguments=("--config-name=$2" "${@:3}") plan service code
   trap rlkd_clean_up EXIT
   trap 'exit 143' TERM
