@@ -61,7 +61,7 @@ rlkd_start() {
   rlkd_inside "$image"
   # Until a process can hear SIGUSR1 it ignores it (it would die of it); it is asked again by the file RLKD_ENDS/stop.
   # shellcheck disable=SC2016  # expanded by the inner shell
-  srun "${options[@]}" --job-name="$name" --input=none --kill-on-bad-exit=0 \
+  srun --kill-on-bad-exit=0 "${options[@]}" --job-name="$name" --input=none \
     --output="$RLKD_LOGS/$name.$RLKD_ATTEMPT.%t.log" --open-mode=append "${rlkd_options[@]}" \
     bash -c 'trap "" USR1; exec "$@"' "$name" "${rlkd_prefix[@]}" "$RLKD_PYTHON" "${command[@]}" "$@" &
   rlkd_pids[$name]=$!
