@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -94,6 +95,22 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out.count("DONE") == 2
+
+
+def test_the_rank_with_the_store_leaves_as_soon_as_the_others_have():
+    # Beats so rare that waiting for the next one would be seen, however busy the machine is.
+    store = dist.HashStore()
+    first, second = (Heartbeat(store, rank, 2, silence_s=5000, period_s=1000) for rank in (0, 1))
+    first.start()
+    second.start()
+    leaving = threading.Thread(target=first.stop)
+    leaving.start()
+    while not (first._read("0") or {}).get("done"):
+        time.sleep(0.01)
+    assert leaving.is_alive()  # the store goes with it
+    second.stop()
+    leaving.join(50)
+    assert not leaving.is_alive()
 
 
 def test_what_an_earlier_attempt_said_does_not_end_this_one(monkeypatch):
