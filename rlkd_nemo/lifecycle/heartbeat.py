@@ -80,7 +80,10 @@ class Heartbeat:
 
     def silence(self) -> float:
         """Seconds since any rank made a mark."""
-        return time.monotonic() - self._seen["job"][1]
+        now = time.monotonic()
+        if self._slept(max(self._awake.values()), now):
+            return 0.0  # a deadline was the first to wake up; `_forgive_sleep` comes next
+        return now - self._seen["job"][1]
 
     def table(self) -> str:
         """Where the ranks are, as rank 0 last saw them."""
@@ -102,8 +105,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self.period_s):
-            self._forgive_sleep("_run")
-            self._beat()
+            self._beat(self._forgive_sleep("_run"))
         try:
             self._write(str(self.rank), self._state(done=True))
             if self.rank == 0:
@@ -112,7 +114,8 @@ class Heartbeat:
         except RuntimeError:
             log.debug("the store had gone before this rank's last beat")
 
-    def _beat(self) -> None:
+    def _beat(self, now: float) -> None:
+        """Args: now: when it began, awake: this process may be suspended between a question and its answer."""
         leave_beat(watchdog.progress().what)
         try:
             self._write(str(self.rank), self._state(done=False))
@@ -127,13 +130,13 @@ class Heartbeat:
             watchdog.end(f"ends with the others: {verdict['message']}", tell=False)
         if job is not None:
             self._job = job
-            self._unchanged("job", (job["marks"], tuple(job["where"])))
-        self._hear(neighbour)
+            self._unchanged("job", (job["marks"], tuple(job["where"])), now)
+        self._hear(neighbour, now)
 
     def _watch_store(self) -> None:
         while not self._stop.wait(self.period_s):
-            self._forgive_sleep("_watch_store")
-            if not self._over() and self._unchanged("store", 0):
+            now = self._forgive_sleep("_watch_store")
+            if not self._over() and self._unchanged("store", 0, now):
                 silence = self._silence("store")
                 watchdog.end(
                     f"rank 0, which holds the store of the ranks, has not answered for {silence}: "
@@ -154,19 +157,26 @@ class Heartbeat:
         state = self._read(str(rank))
         return state is not None and state["done"]
 
-    def _forgive_sleep(self, thread: str) -> None:
-        """After this process itself was suspended (a suspended job is, whole), nobody is blamed for that time."""
+    def _forgive_sleep(self, thread: str) -> float:
+        """After this process itself was suspended (a suspended job is, whole), nobody is blamed for that time.
+
+        Returns: now.
+        """
         now = time.monotonic()
-        if now - self._awake[thread] > self.period_s + self.silence_s / 2:
+        if self._slept(self._awake[thread], now):
             self._seen = {name: (value, now) for name, (value, _) in self._seen.items()}
             watchdog.mark("awake again")
         self._awake[thread] = now
+        return now
 
-    def _hear(self, neighbour: dict[str, Any] | None) -> None:
+    def _slept(self, awake: float, now: float) -> bool:
+        return now - awake > self.period_s + self.silence_s / 2
+
+    def _hear(self, neighbour: dict[str, Any] | None, now: float) -> None:
         other = (self.rank + 1) % self.size
         if neighbour is not None and neighbour["done"]:
             self._seen["neighbour"] = (None, time.monotonic())
-        elif self._unchanged("neighbour", None if neighbour is None else neighbour["beat"]):
+        elif self._unchanged("neighbour", None if neighbour is None else neighbour["beat"], now):
             place = "which never began"
             if neighbour is not None:
                 place = f"process {neighbour['process']}, last in {neighbour['what']}"
@@ -192,13 +202,13 @@ class Heartbeat:
         what = _ENDED if done else now.what
         return {"beat": self._beats, "marks": now.marks, "what": what, "process": process, "done": done}
 
-    def _unchanged(self, name: str, value: object) -> bool:
-        """Note `value`; True if it has been the same for longer than `silence_s`."""
+    def _unchanged(self, name: str, value: object, now: float) -> bool:
+        """Note `value`; True if, when it was asked for, it had been the same for longer than `silence_s`."""
         before, since = self._seen[name]
         if value != before:
             self._seen[name] = (value, time.monotonic())
             return False
-        return time.monotonic() - since > self.silence_s
+        return now - since > self.silence_s
 
     def _silence(self, name: str) -> str:
         return f"{time.monotonic() - self._seen[name][1]:.0f} s"
