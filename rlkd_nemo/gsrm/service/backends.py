@@ -17,6 +17,7 @@ import anyio
 
 from rlkd_nemo.config.schema import Backend
 from rlkd_nemo.errors import BackendTimeout, BackendUnavailable, ConfigError, ServiceError
+from rlkd_nemo.gsrm.service.breaker import Leave
 from rlkd_nemo.gsrm.service.chat import Mode, Reply, Request
 from rlkd_nemo.gsrm.service.core import BackendState
 from rlkd_nemo.gsrm.service.endpoint import Denied, Endpoint, Rejected
@@ -117,9 +118,9 @@ class Backends:
         wait = FIRST_WAIT_S
         failed: Endpoint | None = None
         for attempt in range(1, self.settings.attempts + 1):
-            endpoint = self._pick(failed)
+            endpoint, leave = self._pick(failed)
             try:
-                return cast(Reply, await self._once(endpoint, send, deadline))
+                return cast(Reply, await self._once(endpoint, leave, send, deadline))
             except Rejected:
                 raise
             except ServiceError as err:
@@ -137,11 +138,12 @@ class Backends:
                     await asyncio.sleep(pause)
         raise AssertionError("attempts is at least 1")
 
-    def _pick(self, failed: Endpoint | None) -> Endpoint:
+    def _pick(self, failed: Endpoint | None) -> tuple[Endpoint, Leave]:
         """The least busy endpoint whose breaker lets a request through, one that just failed last."""
         for endpoint in sorted(self._endpoints, key=lambda e: (e is failed, e.breaker.state != "closed", e.in_flight)):
-            if endpoint.breaker.allow():
-                return endpoint
+            leave = endpoint.breaker.allow()
+            if leave is not None:
+                return endpoint, leave
         after = min(e.breaker.retry_after_s for e in self._endpoints)
         raise BackendUnavailable(
             f"every {self.role} endpoint has failed {self.settings.breaker_failures} times in a row and is left alone for "
@@ -149,7 +151,7 @@ class Backends:
             retry_after_s=max(after, 0.1),
         )
 
-    async def _once(self, endpoint: Endpoint, send: Callable[[Endpoint], Any], deadline: float) -> Any:
+    async def _once(self, endpoint: Endpoint, leave: Leave, send: Callable[[Endpoint], Any], deadline: float) -> Any:
         endpoint.in_flight += 1
         settled = sent = False
         try:
@@ -172,7 +174,7 @@ class Backends:
             endpoint.counters["failures"] += 1
             if sent:  # waiting for a slot says nothing about the endpoint
                 settled = True
-                if endpoint.breaker.failure():
+                if endpoint.breaker.failure(leave):
                     log.warning(
                         "%s %s is left alone for %g s: %s", self.role, endpoint.url, self.settings.breaker_cool_s, err
                     )
@@ -182,7 +184,7 @@ class Backends:
         finally:
             endpoint.in_flight -= 1
             if not settled:
-                endpoint.breaker.release()
+                endpoint.breaker.release(leave)
 
     async def _verify(self, endpoint: Endpoint) -> None:
         """The model is there, and constraints are kept."""
