@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import anyio
+from aiolimiter import AsyncLimiter
 
 from rlkd_nemo.config.schema import Backend
 from rlkd_nemo.errors import BackendTimeout, BackendUnavailable, ConfigError, ServiceError
@@ -33,10 +34,12 @@ class Backends:
     Args:
         key: the settings' own key, for messages.
         transport: of httpx2, instead of the network.
+        per_s: most calls in a second, whatever they are for: tries after a failure and at start-up included; None: no limit.
+            What is spent on waiting for a turn counts for no time limit.
     Raises: ConfigError when the key's environment variable is not set.
     """
 
-    def __init__(self, role: str, settings: Backend, transport: Any = None) -> None:
+    def __init__(self, role: str, settings: Backend, transport: Any = None, per_s: float | None = None) -> None:
         self.role, self.settings, self._key = role, settings, f"gsrm.llm.{role}"
         headers = {}
         if settings.api_key_env is not None:
@@ -48,6 +51,7 @@ class Backends:
         self._endpoints = [Endpoint(self._key, url, settings, headers, transport) for url in settings.urls]
         self._mode: Mode | None = None if settings.constrain == "auto" else cast(Mode, settings.constrain)
         self._starting = asyncio.Lock()
+        self._pace = AsyncLimiter(1, 1 / per_s) if per_s else None
 
     @property
     def mode(self) -> Mode:
@@ -64,8 +68,7 @@ class Backends:
         down: list[ServiceError] = []
         for endpoint in self._endpoints:
             try:
-                with anyio.fail_after(self.settings.timeout_s):
-                    await self._verify(endpoint)
+                await self._verify(endpoint)
             except Denied as err:
                 raise ConfigError(str(err)) from err
             except (ServiceError, TimeoutError) as err:
@@ -118,6 +121,7 @@ class Backends:
         wait = FIRST_WAIT_S
         failed: Endpoint | None = None
         for attempt in range(1, self.settings.attempts + 1):
+            deadline += await self._turn()
             endpoint, leave = self._pick(failed)
             try:
                 return cast(Reply, await self._once(endpoint, leave, send, deadline))
@@ -188,12 +192,13 @@ class Backends:
 
     async def _verify(self, endpoint: Endpoint) -> None:
         """The model is there, and constraints are kept."""
-        await endpoint.check_model()
+        with anyio.fail_after(self.settings.timeout_s):
+            await endpoint.check_model()
         async with self._starting:
             if self._mode is None:
                 found: Mode = "none"
                 for mode in _CONSTRAINED:
-                    if await endpoint.keeps(mode):
+                    if await self._keeps(endpoint, mode):
                         found = mode
                         break
                 self._mode = found
@@ -201,9 +206,22 @@ class Backends:
                     log.warning(
                         "%s: %s keeps no constraint; replies are read as tags and plain words", self.role, endpoint.url
                     )
-            elif self._mode != "none" and not await endpoint.keeps(self._mode):
+            elif self._mode != "none" and not await self._keeps(endpoint, self._mode):
                 raise Denied(
                     f"{endpoint.url} ignores the constraint {self._mode} (it replied with something else, and 200); "
                     f"wanted another {self._key}.constrain"
                 )
         endpoint.verified = True
+
+    async def _keeps(self, endpoint: Endpoint, mode: Mode) -> bool:
+        await self._turn()
+        with anyio.fail_after(self.settings.timeout_s):
+            return await endpoint.keeps(mode)
+
+    async def _turn(self) -> float:
+        """Wait until one more call is within the rate. Returns: the seconds that it took."""
+        if self._pace is None:
+            return 0.0
+        started = time.monotonic()
+        await self._pace.acquire()
+        return time.monotonic() - started
