@@ -328,7 +328,9 @@ class Prefill:
 
     num_problems: int | None = None  # of the train and of the validation stream; null: every problem of a prompt file
     concurrency: int = 32  # references in flight
-    per_s: float | None = None  # most references begun in a second; null: as many as the endpoints take
+    per_s: float | None = (
+        None  # most calls to the decomposer in a second, tries after a failure included; null: no limit
+    )
 
 
 @dataclass
@@ -350,7 +352,7 @@ class Label:
     out: str | None = None  # rows as gsrm/dataset.py has them; null: <exp_dir>/gsrm_data.jsonl
     num_problems: int | None = None  # null: every problem of a prompt file
     concurrency: int = 32  # texts in flight
-    per_s: float | None = None  # most texts begun in a second, tries after a failure apart; null: no limit
+    per_s: float | None = None  # most calls in a second, tries after a failure included; null: no limit
 
 
 @dataclass

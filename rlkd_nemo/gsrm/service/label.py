@@ -53,7 +53,7 @@ def run(cfg: Config) -> None:
     out = Path(settings.out or folder / "gsrm_data.jsonl")
 
     async def main() -> Swept[Reference]:
-        backends = Backends("decomposer", llm.decomposer)
+        backends = Backends("decomposer", llm.decomposer, per_s=settings.per_s)
         try:
             await backends.start()
             decomposer = LLMDecomposer(backends, prompts, llm.max_tokens, llm.domain)
@@ -104,7 +104,6 @@ class Labeller:
                 lambda reference: self._one(reference, file),
                 "labels",
                 concurrency=settings.concurrency,
-                per_s=settings.per_s,
                 name=lambda reference: f"problem {reference[0].id}, teacher path {reference[1]}",
                 there=lambda reference: _id(*reference_text(reference)) in self.rows,
                 stop=stop,

@@ -46,12 +46,17 @@ class Scoring:
 
     Args:
         store_dir: decomposed references.   notation: of a task, for the rule-based decomposer.
-        transport: of httpx2, instead of the network.
+        transport: of httpx2, instead of the network.   per_s: most calls of the decomposer's endpoints in a second.
     Raises: ConfigError and InputError for settings that cannot be used.
     """
 
     def __init__(
-        self, settings: Gsrm, store_dir: str | Path, notation: Notation | None = None, transport: Any = None
+        self,
+        settings: Gsrm,
+        store_dir: str | Path,
+        notation: Notation | None = None,
+        transport: Any = None,
+        per_s: float | None = None,
     ) -> None:
         alignment.check_names(settings.norm, settings.alignment)
         self.settings, self._llm = settings, settings.llm
@@ -66,7 +71,7 @@ class Scoring:
         self._mathematics = MathVerify(settings.llm.math_verify_s)
         self._verdicts: VerdictCache | None = None
         if settings.decomposer == "llm":
-            self._backends.append(Backends("decomposer", settings.llm.decomposer, transport))
+            self._backends.append(Backends("decomposer", settings.llm.decomposer, transport, per_s))
             self._decomposer = LLMDecomposer(self._backends[-1], prompts, settings.llm.max_tokens, settings.llm.domain)
         else:
             self._text = decompose.build(settings.decomposer, notation)
