@@ -144,7 +144,7 @@ NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
     "layout.gsrm": ("nodes", "gpus_per_node"),
     "layout.gsrm.decomposer": ("replicas",),
     "layout.gsrm.judge": ("replicas",),
-    "gate": ("max_log_prob_gap", "min_teacher_influence"),
+    "gate": ("max_log_prob_gap", "max_log_prob_gap_fp8", "min_teacher_influence"),
     "demo": ("max_teacher_retrains", "retrain_within_s"),
 }
 SHARES: dict[str, tuple[str, ...]] = {

@@ -206,7 +206,8 @@ class RLKDTrainer:
         if self._gated:
             return log_prob_gap(experience.rollouts, experience.old_log_probs)
         self._gated = True
-        return sampler_gate(experience.rollouts, experience.old_log_probs, self.cfg.gate)
+        fp8 = self.cfg.model.fp8 is not None
+        return sampler_gate(experience.rollouts, experience.old_log_probs, self.cfg.gate, fp8=fp8)
 
     def update(self, experience: steps.Experience) -> dict[str, float]:
         """`updates_per_batch` x `epochs` optimizer updates, each over whole groups."""
