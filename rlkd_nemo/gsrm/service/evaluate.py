@@ -59,7 +59,7 @@ async def measure(cfg: Config, rows: Sequence[Row]) -> tuple[dict[str, Any], Swe
     # Of its own, and empty: what is measured is what the endpoint says now.
     with tempfile.TemporaryDirectory() as store:
         gsrm = replace(cfg.gsrm, llm=replace(cfg.gsrm.llm, verdicts=None, verdicts_in_memory=0))
-        core = Scoring(gsrm, store, tasks.build(cfg.task).notation())
+        core = Scoring(gsrm, store, tasks.notation(cfg.task))
         try:
             await core.start()
             return await _measure(core, rows, cfg.gsrm.evaluation.concurrency)
