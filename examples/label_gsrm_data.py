@@ -1,4 +1,5 @@
-"""Labels training data for a GSRM: any OpenAI-compatible model takes the teacher paths of a prompt file apart.
+"""Labels training data for a GSRM: any OpenAI-compatible model takes the teacher paths of a prompt file apart and,
+with gsrm.label.verdicts=both (or per_pair, per_response), compares their steps.
 
     python examples/label_gsrm_data.py task=prompts task.path=problems.jsonl gsrm.llm.decomposer.model=gpt-4o
 

@@ -276,6 +276,7 @@ _FREE = (
     "model.context_parallel_size", "model.packed_sequences", "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size",
     "rollout.tensor_model_parallel_size",
     "gsrm.service.", "gsrm.server.", "gsrm.token_env", "gsrm.llm.decomposer.urls", "gsrm.llm.judge.urls",
+    "gsrm.llm.decomposer.api_key_env", "gsrm.llm.judge.api_key_env",
     "gsrm.prefill.", "gsrm.label.", "gsrm.evaluation.", "gsrm.training.export", "layout.",
 )  # fmt: skip
 

@@ -41,7 +41,7 @@ def run(cfg: Config) -> None:
     """
     references = list(all_references(cfg))
     # The notation as the server has it: it is part of the store's keys.
-    notation = tasks.build(cfg.task).notation()
+    notation = tasks.notation(cfg.task)
     rejects = Path(cfg.exp_manager.exp_dir) / "rejected_references.jsonl"
 
     async def main() -> dict[str, int]:

@@ -126,6 +126,13 @@ class Scoring:
         """One verdict, call by call even under `per_response`. Raises BackendUnavailable, BackendTimeout, BadReply."""
         return await self._same(question, problem, _patiently(self._llm.judge))
 
+    async def same_all(self, questions: Sequence[tuple[int, Question]], problem: str) -> dict[tuple[int, str], bool]:
+        """Verdicts on numbered questions by number and kind: of a model in one call, whatever `judging` is. Raises as
+        `same` does."""
+        if self._judge is not None:
+            return await self._judge.all(questions, problem, _patiently(self._llm.judge))
+        return {(n, q.kind): self._rule.same(q.kind, q.teacher, q.student, problem) for n, q in questions}
+
     def stored(self, problem: str, text: str, domain: str | None = None) -> bool:
         """Would `decompose` find this reference in the store?"""
         return self._store.has_steps(self._decomposed_by(domain), problem, text)
@@ -242,7 +249,7 @@ class Scoring:
         s = self.settings
         rule = alignment.asking(student, teacher, s.norm, s.alignment)
         if self._judge is not None and self._judge.per_response:
-            pairs = [(n, q) for n, pair in enumerate(zip(student, teacher), 1) for q in _comparable(*pair)]
+            pairs = [(n, q) for n, pair in enumerate(zip(student, teacher), 1) for q in alignment.comparable(*pair)]
             verdicts = await self._judge.all(pairs, item.problem, deadline)
             known = {question: verdicts[number, question.kind] for number, question in pairs}
             return _told(rule, known)
@@ -271,12 +278,6 @@ class Scoring:
 def _patiently(backend: Backend) -> float:
     """A deadline that leaves room for every attempt."""
     return time.monotonic() + backend.attempts * backend.timeout_s
-
-
-def _comparable(student: Step, teacher: Step) -> list[Question]:
-    """What a model is asked about a pair of steps: the fields that both have."""
-    fields = ((kind, getattr(teacher, kind), getattr(student, kind)) for kind in ("meta", "question", "answer"))
-    return [Question(kind, theirs, mine) for kind, theirs, mine in fields if theirs and mine]
 
 
 def _told(rule: Asking[Found], known: dict[Question, bool]) -> Found:
