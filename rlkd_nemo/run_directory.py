@@ -265,7 +265,7 @@ class RunDirectory:
 
 
 # Settings that a resumed run may change: they move neither the data nor the objective.
-_FREE = (
+FREE = (
     "name", "exp_manager.", "validation.", "gate.", "demo.", "convert.",
     "trainer.num_nodes", "trainer.devices", "trainer.accelerator", "trainer.watchdog_s", "trainer.heartbeat_s",
     "trainer.collective_timeout_s", "trainer.rlkd.max_steps", "trainer.rlkd.save_interval",
@@ -296,5 +296,5 @@ def changed_settings(directory: Path, cfg: Config, watched: tuple[str, ...] | No
     return [
         f"{key}: {was.get(key)}, now {now.get(key)}"
         for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and (key.startswith(watched) if watched else not key.startswith(_FREE))
+        if was.get(key) != now.get(key) and (key.startswith(watched) if watched else not key.startswith(FREE))
     ]
