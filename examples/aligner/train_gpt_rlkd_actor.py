@@ -38,7 +38,8 @@ from rlkd_nemo.aligner.checkpoint import load_model_config
 from rlkd_nemo.aligner.compat import exiting
 from rlkd_nemo.aligner.teacher import load_teacher
 from rlkd_nemo.aligner.trainer import retrieve_rlkd_trainer_state_dict
-from rlkd_nemo.config.aligner import read
+from rlkd_nemo.config.aligner import read, read_remote
+from rlkd_nemo.config.aligner_groups import register
 from rlkd_nemo.config.objectives import needs_teacher
 
 OmegaConf.register_new_resolver("multiply", lambda x, y: x * y, replace=True)
@@ -46,6 +47,7 @@ OmegaConf.register_new_resolver("int_div", lambda x, y: x // y, replace=True)
 OmegaConf.register_new_resolver("subtract", lambda x, y: x - y, replace=True)
 
 mp.set_start_method("spawn", force=True)
+register()
 
 
 @hydra_runner(config_path="../../conf/aligner", config_name="gpt_rlkd_actor")
@@ -53,6 +55,7 @@ mp.set_start_method("spawn", force=True)
 def main(cfg) -> None:
     """Every rank runs it."""
     _, _, objective = read(cfg.trainer.reinforce.get("rlkd"))  # wrong settings are told before anything is loaded
+    read_remote(cfg.remote_rm)
     cfg.model = load_model_config(cfg.pretrained_checkpoint.restore_from_path, cfg.model)
 
     logging.info("\n\n************** Experiment configuration ***********")

@@ -27,30 +27,26 @@ from nemo_aligner.utils.server_utils import FutureResult
 from pytriton.client import FuturesModelClient
 
 from rlkd_nemo.aligner.endpoint import POLL_S, Verdict, inspect, verdict, wait_ready
+from rlkd_nemo.config.aligner import read_remote
 from rlkd_nemo.errors import BackendUnavailable, BadReply, RlkdError, ShapeError
 
 log = logging.getLogger(__name__)
 
-# Defaults of `remote_rm`, whose YAML may set them; NeMo-Aligner waits 100 minutes for a server and a week for a reply.
-READY_TIMEOUT_S = 300.0
-REQUEST_TIMEOUT_S = 1800.0
 # How often a server that is ready may fail one and the same request before that counts as its answer.
 FAILURES = 5
 
 
 class GSRMRewardClient(RemoteGPTRMClient):
-    """`cfg` is the section `remote_rm`; keys beside NeMo-Aligner's: `ready_timeout_s`, `request_timeout_s`.
+    """`cfg` is the section `remote_rm`; keys beside NeMo-Aligner's are those of `config.aligner.RemoteRm`.
 
-    Raises, on every rank alike: BackendUnavailable when no server is ready in time; BadReply when another protocol is
-    spoken there. Both name the address.
+    Raises: ConfigError for the section. And, on every rank alike, with the address: BackendUnavailable when no server is
+        ready in time; BadReply when another protocol is spoken there.
     """
 
     def __post_init__(self) -> None:
-        model = self.cfg.reward_model
+        settings, model, self.pad_to_length = read_remote(self.cfg)
         self.name, self.url = model.name, f"http://{model.ip}:{model.port}"
-        self.ready_timeout_s = float(self.cfg.get("ready_timeout_s", READY_TIMEOUT_S))
-        self.request_timeout_s = float(self.cfg.get("request_timeout_s", REQUEST_TIMEOUT_S))
-        self.pad_to_length = self.cfg.get("pad_to_length")
+        self.ready_timeout_s, self.request_timeout_s = settings.ready_timeout_s, settings.request_timeout_s
         self.extra = on_first_rank(lambda: inspect(self.url, self.name, self.ready_timeout_s))
         client = FuturesModelClient(
             self.url, self.name, init_timeout_s=self.ready_timeout_s, inference_timeout_s=self.request_timeout_s

@@ -76,7 +76,7 @@ def test_a_backend_that_is_dead_gives_no_rewards_but_answers(models):
     port, dead = nemo.free_port(), nemo.free_port()
     with gsrm_service(models, dead) as backend, serving(
         models, port, "gsrm.scorer=service", f"gsrm.service.urls=[http://127.0.0.1:{dead}]",
-        "+gsrm.service.attempts=1", "+gsrm.service.deadline_s=5", "+gsrm.service.pause_s=1",
+        "gsrm.service.attempts=1", "gsrm.service.deadline_s=5", "gsrm.service.pause_s=1",
     ):  # fmt: skip
         assert same(saw(nemo.run(SCRIPT, port, models / "tokenizer", "stock"))["rewards"][0], WANTED)
         nemo.stop(backend)
