@@ -74,21 +74,31 @@ def main(cfg) -> None:
     )
     init_peft(ptl_model, cfg.model)
 
+    init_policy_state_dict = None
+
     # The start weights, for a KL to them; adapters keep them beneath.
     if objective.reference_kl > 0 and cfg.model.peft.peft_scheme == "none":
-        ptl_model.init_policy_state_dict = retrieve_model_state_dict_in_cpu(
+        init_policy_state_dict = retrieve_model_state_dict_in_cpu(
             ptl_model, megatron_amp_O2=cfg.model.get("megatron_amp_O2", False)
         )
 
-    custom_trainer_state_dict = retrieve_rlkd_trainer_state_dict(trainer)
+    ptl_model.init_policy_state_dict = init_policy_state_dict
+
+    trainer_restore_path = trainer.ckpt_path
+    if trainer_restore_path is not None:  # noqa: SIM108 - as NeMo-Aligner has it
+        custom_trainer_state_dict = retrieve_rlkd_trainer_state_dict(trainer)
+    else:
+        custom_trainer_state_dict = None
+
     init_distributed(trainer, ptl_model, cfg.model.get("transformer_engine", False))
 
+    train_valid_test_num_samples = [-1, -1, -1]  # all of each
     train_ds, validation_ds, _ = build_train_valid_test_rlhf_datasets(
         cfg=cfg.model,
         data_prefix=cfg.model.data.data_prefix,
         data_impl=cfg.model.data.data_impl,
         splits_string=cfg.model.data.splits_string,
-        train_valid_test_num_samples=[-1, -1, -1],
+        train_valid_test_num_samples=train_valid_test_num_samples,
         seq_length=cfg.model.data.seq_length,
         seed=cfg.model.seed,
         tokenizer=ptl_model.tokenizer,
@@ -136,7 +146,8 @@ def main(cfg) -> None:
 
     rm = GSRMRewardClient(cfg.remote_rm)
     timer = Timer(cfg.exp_manager.get("max_time_per_run"))
-    batch_iterator_cls = get_batch_iterator_cls(cfg.trainer.reinforce.get("batch_iterator", {}))
+    batch_iterator_cfg = cfg.trainer.reinforce.get("batch_iterator", {})
+    batch_iterator_cls = get_batch_iterator_cls(batch_iterator_cfg)
 
     rlkd_trainer = RLKDTrainer(
         cfg=cfg.trainer.reinforce,
