@@ -32,7 +32,7 @@ from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.log import set_step
 from rlkd_nemo.report.audit import RolloutAudit
 from rlkd_nemo.report.metrics import MetricsLog
-from rlkd_nemo.report.page import write_report
+from rlkd_nemo.report.page import template, write_report
 from rlkd_nemo.report.progress import Progress
 from rlkd_nemo.report.summary import write_summary
 from rlkd_nemo.training.exchange import agree
@@ -178,6 +178,7 @@ class RunDirectory:
             self.metrics = MetricsLog(self.path, self.cfg.exp_manager, start_step=start_step)
             self.audit = RolloutAudit(self.path, self.cfg.exp_manager.audit_rollouts, start_step)
             self.progress = Progress(self.total_steps, self.description, start=start_step)
+            template()  # the report's, now: a job that is told to stop should be gone soon after its save
         self.clock.start()
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:

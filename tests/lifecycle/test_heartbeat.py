@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from rlkd_nemo.lifecycle import heartbeat
 from rlkd_nemo.lifecycle.heartbeat import Heartbeat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +96,93 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out.count("DONE") == 2
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """`at[0]`: seconds on the heartbeat's clock. What it ends the process with is raised instead."""
+    clock = [1000.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
+
+    def end(message, **_):
+        raise AssertionError(message)
+
+    monkeypatch.setattr(heartbeat.watchdog, "end", end)
+    return clock
+
+
+class Suspended:
+    """A store in whose answers the whole job sleeps, if it is told to."""
+
+    def __init__(self, clock):
+        self.store, self.clock, self.sleep_s = dist.HashStore(), clock, 0.0
+
+    def set(self, key, value):
+        self.store.set(key, value)
+
+    def check(self, keys):
+        return self.store.check(keys)
+
+    def get(self, key):
+        self.clock[0] += self.sleep_s
+        self.sleep_s = 0.0
+        return self.store.get(key)
+
+
+def beat(*ranks):
+    for one in ranks:
+        one._beat(one._forgive_sleep("_run"))
+
+
+def test_a_job_that_is_suspended_while_a_rank_asks_for_its_neighbour_goes_on(at):
+    store = Suspended(at)
+    first, second = (Heartbeat(store, rank, 2, silence_s=10, period_s=2) for rank in (0, 1))
+    beat(first, second)
+    for _ in range(2):
+        at[0] += 2
+        beat(first, second)
+    at[0] += 2
+    store.sleep_s = 60
+    beat(first)  # the neighbour's beat is that of before the sleep
+    beat(second)
+    assert first.silence() <= 10
+    at[0] += 2
+    beat(first, second)
+    with pytest.raises(AssertionError, match="rank 1 .* has given no sign of life for 1[0-9] s"):
+        for _ in range(8):  # and now it is gone
+            at[0] += 2
+            beat(first)
+
+
+def test_a_deadline_that_wakes_before_the_heartbeat_blames_nobody(at):
+    first = Heartbeat(dist.HashStore(), 0, 2, silence_s=10, period_s=2)
+    for thread in ("_run", "_watch_store"):
+        first._forgive_sleep(thread)
+    at[0] += 6
+    assert first.silence() == 6
+    at[0] += 600  # suspended
+    assert first.silence() == 0
+    at[0] += 1
+    first._forgive_sleep("_run")
+    assert first.silence() == 0
+    at[0] += 3
+    assert first.silence() == 3
+
+
+def test_the_rank_with_the_store_leaves_as_soon_as_the_others_have():
+    # Beats so rare that waiting for the next one would be seen, however busy the machine is.
+    store = dist.HashStore()
+    first, second = (Heartbeat(store, rank, 2, silence_s=5000, period_s=1000) for rank in (0, 1))
+    first.start()
+    second.start()
+    leaving = threading.Thread(target=first.stop)
+    leaving.start()
+    while not (first._read("0") or {}).get("done"):
+        time.sleep(0.01)
+    assert leaving.is_alive()  # the store goes with it
+    second.stop()
+    leaving.join(50)
+    assert not leaving.is_alive()
 
 
 def test_what_an_earlier_attempt_said_does_not_end_this_one(monkeypatch):
