@@ -19,7 +19,7 @@ def seen(tmp_path_factory):
     root = tmp_path_factory.mktemp("distributed")
     results = {}
     for ranks in (2, 1):
-        launch(SCRIPT, ranks, root, root / "seen.json", timeout=240)
+        launch(SCRIPT, ranks, root, root / "seen.json")
         results |= json.loads((root / "seen.json").read_text())
     return SimpleNamespace(**results)
 
