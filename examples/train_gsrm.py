@@ -15,4 +15,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    cli(main, default="gsrm_7b", ranks=lambda cfg: cfg.trainer.devices, description=__doc__)
+    cli(main, default="gsrm_7b", ranks=lambda cfg: cfg.trainer.devices, description=__doc__, supervised=True)

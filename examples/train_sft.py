@@ -14,4 +14,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    cli(main, default="sft_demo", ranks=lambda cfg: cfg.trainer.devices, description=__doc__)
+    cli(main, default="sft_demo", ranks=lambda cfg: cfg.trainer.devices, description=__doc__, supervised=True)

@@ -10,6 +10,7 @@ from rlkd_nemo.types import Notation, Problem, Rollout, Score, Step
 if TYPE_CHECKING:
     import torch
 
+    from rlkd_nemo.losses.metrics import Tally
     from rlkd_nemo.training.batch import SequenceBatch
 
 
@@ -142,8 +143,11 @@ class Actor(Protocol):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Log-probs and entropies of every response token, float32 [len(response)] a row, under the current weights."""
 
-    def update(self, batch: SequenceBatch, objective: Any, *, temperature: float = 1.0) -> dict[str, float]:
+    def update(
+        self, batch: SequenceBatch, objective: Any, *, temperature: float = 1.0, tally: Tally | None = None
+    ) -> dict[str, float]:
         """One optimizer update of the loss that `objective(log_probs, mask, fields)` gives; its metrics.
 
+        Args: tally: gets the objective's metrics with their counts of tokens as well, to be joined over updates.
         Raises: NonFiniteError before anything is stepped.
         """

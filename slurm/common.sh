@@ -15,6 +15,12 @@ if [[ -z ${RLKD_GSRM_TOKEN:-} ]]; then
   export RLKD_GSRM_TOKEN RLKD_TOKEN_MADE=yes
 fi
 
+# Likewise of its models, where they listen to other nodes; nobody outside of the job needs it.
+if [[ -z ${RLKD_VLLM_KEY:-} ]]; then
+  RLKD_VLLM_KEY=$(head -c 32 /dev/urandom | base64)
+fi
+export RLKD_VLLM_KEY
+
 declare -A rlkd_pids=()    # component -> its srun
 rlkd_work=                 # the step whose end is the job's, once it is its turn
 rlkd_asked=                # SIGUSR1 came

@@ -27,7 +27,7 @@ def _seeded(request):
 
 @pytest.fixture
 def run_ranks():
-    """`run_ranks(script, n, *args, timeout=120)`: a script on n real ranks; its stdout."""
+    """`run_ranks(script, n, *args)`: a script on n real ranks; its stdout."""
     return launch
 
 

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Ends what hangs, not what is slow: on a busy machine a test takes ten times as long as alone.
+PATIENCE_S = 600
 _START = "import sys; from rlkd_nemo.launch.local import run_ranks; _, n, script, *args = sys.argv;" + (
     "sys.exit(run_ranks(script, args, int(n)))"
 )
 
 
-def launch(script, n, *args, timeout=120, gpu=False):
+def launch(script, n, *args, timeout=PATIENCE_S, gpu=False):
     """Run `script args...` on `n` CPU ranks, or ranks with a GPU each; its stdout.
 
     AssertionError with all output if a rank fails or hangs.

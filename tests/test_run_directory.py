@@ -75,3 +75,17 @@ def test_supervised_stages_of_the_quickstart_leave_the_layout_behind():
     assert flat.model.virtual_pipeline_model_parallel_size is None
     assert flat.model.context_parallel_size == 1 and flat.model.micro_batch_tokens == 96  # one rank holds whole rows
     assert flat.model.forward_micro_batch_tokens is None
+
+
+def test_a_margin_before_an_end_that_there_is_not_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+
+    def made(*overrides):
+        cfg = load("rlkd_demo", ["exp_manager.stop_margin_s=60", *overrides])
+        return RunDirectory(tmp_path, cfg, None, None, total_steps=1, description="")
+
+    with pytest.raises(ConfigError, match=r"exp_manager.stop_margin_s=60.0 .*wanted exp_manager.max_time_per_run"):
+        made()
+    assert made("exp_manager.max_time_per_run=00:01:00:00").clock.margin_s == 60
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "4000000000")
+    assert made().clock.margin_s == 60

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlkd_nemo.config.memory import has_transformer_engine
-from rlkd_nemo.config.schema import Config, Model
+from rlkd_nemo.config.schema import Config, Gate, Model
 
 FP8_FORMATS = ("e4m3", "hybrid")
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
@@ -66,7 +66,17 @@ def problems(cfg: Config) -> Iterator[str]:
         yield f"model.fp8={model.fp8} with trainer.precision={cfg.trainer.precision}; wanted bf16 around the FP8 products"
     yield from _recipe(model)
     yield from sizes(model)
-    if cfg.objective is not None and cfg.objective.tis_cap is None:
+
+
+def sampler(cfg: Config) -> Iterator[str]:
+    """What FP8 asks of a run that samples: its rollouts are decoded in bf16."""
+    model = cfg.model
+    if model.fp8 is None and cfg.gate.max_log_prob_gap_fp8 != Gate().max_log_prob_gap_fp8:
+        yield (
+            f"gate.max_log_prob_gap_fp8={cfg.gate.max_log_prob_gap_fp8} is not read while model.fp8 is null; wanted "
+            "gate.max_log_prob_gap"
+        )
+    if model.fp8 is not None and cfg.objective is not None and cfg.objective.tis_cap is None:
         yield (
             f"objective.tis_cap is not set, but with model.fp8={model.fp8} the sampler decodes in bf16 what trains in FP8, "
             "and the ratios would be off by the difference; wanted truncated importance sampling, tis_cap=2 for example"

@@ -24,34 +24,43 @@ from rlkd_nemo.config.schema import Config, ExpressionsTask, Model, RopeScaling,
 from rlkd_nemo.errors import ConfigError
 
 
-def check(cfg: Config) -> list[str]:
-    """Every broken rule as one sentence; empty when the config can run."""
-    parts = (
+def check(cfg: Config, *, supervised: bool = False) -> list[str]:
+    """Every broken rule as one sentence; empty when the config can run.
+
+    Args: supervised: for a command that samples nothing (train_sft, train_gsrm), which reads no setting of rollouts.
+    """
+    parts = [
         ranges.problems,
         _schedule,
         _layout,
         memory.problems,
         precision.problems,
         _model,
-        _objective,
-        _sampling,
         _batches,
-        _rewards,
         gsrm_rules.problems,
         service_rules.problems,
         layout_rules.problems,
         _task,
         monitor.problems,
-    )
+    ]
+    parts += [_supervised] if supervised else [precision.sampler, _objective, _sampling, _rollout_batches, _rewards]
     found = [problem for part in parts for problem in part(cfg)]
     return list(dict.fromkeys(found))
 
 
-def enforce(cfg: Config) -> None:
-    """Raises ConfigError with every broken rule."""
-    problems = check(cfg)
+def enforce(cfg: Config, *, supervised: bool = False) -> None:
+    """Raises ConfigError with every broken rule of `check`."""
+    problems = check(cfg, supervised=supervised)
     if problems:
         raise ConfigError(problems)
+
+
+def _supervised(cfg: Config) -> Iterator[str]:
+    if cfg.model.optim.offload_states:
+        yield (
+            "model.optim.offload_states=true moves optimizer states to host memory while rollouts are sampled, found "
+            "supervised training, which samples none; set it to false"
+        )
 
 
 def _schedule(cfg: Config) -> Iterator[str]:
@@ -238,16 +247,24 @@ def _sampling(cfg: Config) -> Iterator[str]:
 
 def _batches(cfg: Config) -> Iterator[str]:
     yield from batches.problems(cfg)
-    model, rlkd = cfg.model, cfg.rlkd
-    ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
-    world = cfg.trainer.num_nodes * (cfg.trainer.devices or 0)
-    # 0: the ranks make no layout, which is named above.
-    replicas = world // ranks if min(ranks, world) >= 1 and world % ranks == 0 else 0
+    replicas = _replicas(cfg)
     if replicas and cfg.data.global_batch_size % replicas:
         yield (
             f"data.global_batch_size={cfg.data.global_batch_size} does not divide over {replicas} data-parallel ranks "
             f"(ranks / (tensor x pipeline x context)); wanted a multiple of {replicas}"
         )
+
+
+def _replicas(cfg: Config) -> int:
+    """Data-parallel ranks; 0 where the ranks make no layout, which `_layout` names."""
+    model = cfg.model
+    ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
+    world = cfg.trainer.num_nodes * (cfg.trainer.devices or 0)
+    return world // ranks if min(ranks, world) >= 1 and world % ranks == 0 else 0
+
+
+def _rollout_batches(cfg: Config) -> Iterator[str]:
+    rlkd, replicas = cfg.rlkd, _replicas(cfg)
     if min(rlkd.updates_per_batch, rlkd.num_prompts) < 1:
         return  # named by their range
     if rlkd.num_prompts % rlkd.updates_per_batch:

@@ -328,7 +328,7 @@ class Prefill:
 
     num_problems: int | None = None  # of the train and of the validation stream; null: every problem of a prompt file
     concurrency: int = 32  # references in flight
-    per_s: float | None = None  # most references begun in a second; null: as many as the endpoints take
+    per_s: float | None = None  # most calls of the decomposer in a second, tries after a failure included
 
 
 @dataclass
@@ -345,12 +345,15 @@ class GsrmTraining:
 
 @dataclass
 class Label:
-    """`examples/label_gsrm_data.py`: training data for a GSRM, by the model of `gsrm.llm.decomposer`."""
+    """`examples/label_gsrm_data.py`: training data for a GSRM, all by the model of `gsrm.llm.decomposer`."""
 
     out: str | None = None  # rows as gsrm/dataset.py has them; null: <exp_dir>/gsrm_data.jsonl
     num_problems: int | None = None  # null: every problem of a prompt file
     concurrency: int = 32  # texts in flight
-    per_s: float | None = None  # most texts begun in a second, tries after a failure apart; null: no limit
+    per_s: float | None = None  # most calls in a second, tries after a failure included; null: no limit
+    verdicts: str = "none"  # rows that compare steps: none; per_pair, per_response (as gsrm.llm.judging); both
+    text_pairs: int = 1  # of a problem's texts, two by two, that are compared
+    mixed: int = 1  # more for each of them, with steps of other places and problems, which mostly differ
 
 
 @dataclass
@@ -418,6 +421,9 @@ class Gate:
     """Checks before the first step."""
 
     max_log_prob_gap: float = 2e-3  # nats, mean absolute, sampler against trainer on the first rollouts
+    # The same with model.fp8, whose sampler decodes in bf16. Elsewhere 0.07 was seen of a sound run in FP8
+    # (radixark/miles#2722), 0.27 of a faulty one (#1678); objective.tis_cap corrects what is left.
+    max_log_prob_gap_fp8: float = 0.1
     min_teacher_influence: float = 1e-3  # share of the gradient that the teacher moves
 
 

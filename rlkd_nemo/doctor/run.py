@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, *, description: str | None = None, c
     cfg, problems = attempt(name, options.overrides, options.config_dir)
     found: list[Finding] = []
     if cfg is not None:
-        problems = [*problems, *check(cfg)]
+        problems = [*problems, *check(cfg, supervised=options.supervised)]
         found = examine(cfg, os.environ, options.component, cluster=cluster)
     problems = list(dict.fromkeys([*problems, *(one.text for one in found if one.stops)]))
     _report(name, cfg, problems, [one.text for one in found if not one.stops], time.monotonic() - began)
@@ -84,6 +84,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         choices=COMPONENTS,
         help="the job consists of this part of the layout only (may be repeated); without trainer no model is looked at",
     )
+    parser.add_argument("--supervised", action="store_true", help="the run is one of train_sft or train_gsrm")
     return parser
 
 

@@ -23,7 +23,7 @@ from rlkd_nemo.errors import ConfigError, NonFiniteError
 from rlkd_nemo.interfaces import RolloutEngine
 from rlkd_nemo.lifecycle.watchdog import mark
 from rlkd_nemo.losses.batch import TokenLoss
-from rlkd_nemo.losses.metrics import Metric, merge, pack, summary, unpack
+from rlkd_nemo.losses.metrics import Measured, Metric, Tally, measured, merge, pack, unpack, values
 from rlkd_nemo.training.batch import MicroBatch, SequenceBatch
 from rlkd_nemo.types import Problem, Rollout
 
@@ -130,11 +130,15 @@ class RLKDActor:
         micro = self._micro_batches(batch)
         kept = self._run(micro, objective, temperature, forward_only)
         self._refuse_non_finite([float(loss) for loss, _ in kept], micro, "loss")
-        return self._reduce(kept)
+        loss, found = self._reduce(kept)
+        return loss, values(found)
 
-    def update(self, batch: SequenceBatch, objective: Objective, *, temperature: float = 1.0) -> dict[str, float]:
+    def update(
+        self, batch: SequenceBatch, objective: Objective, *, temperature: float = 1.0, tally: Tally | None = None
+    ) -> dict[str, float]:
         """One optimizer update. If no token has weight the optimizer does not step.
 
+        Args: tally: gets the objective's metrics with their counts of tokens as well, to be joined over updates.
         Returns: metrics of the objective plus `loss`, `grad_norm`, `learning_rate`, `entropy`.
         Raises: NonFiniteError before anything is stepped, so the weights stay those of the last good update.
         """
@@ -142,7 +146,7 @@ class RLKDActor:
         micro = self._micro_batches(batch)
         kept = self._run(micro, objective, temperature, False)
         self._refuse_non_finite([float(loss) for loss, _ in kept], micro, "loss")
-        loss, metrics = self._reduce(kept)
+        loss, found = self._reduce(kept)
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         if not math.isfinite(grad_norm):
@@ -153,7 +157,9 @@ class RLKDActor:
             mark("optimizer")
             self.optimizer.step()
         self.finish_training_step()
-        return {**metrics, "loss": loss, "grad_norm": grad_norm, "learning_rate": float(learning_rate)}
+        if tally is not None:
+            tally.add(found)
+        return {**values(found), "loss": loss, "grad_norm": grad_norm, "learning_rate": float(learning_rate)}
 
     def _micro_batches(self, batch: SequenceBatch) -> list[MicroBatch]:
         config = self.hidden_model.config
@@ -180,7 +186,7 @@ class RLKDActor:
             forward_only=forward_only,
         )
 
-    def _reduce(self, kept: Sequence[tuple[torch.Tensor, dict[str, Metric]]]) -> tuple[float, dict[str, float]]:
+    def _reduce(self, kept: Sequence[tuple[torch.Tensor, dict[str, Metric]]]) -> tuple[float, dict[str, Measured]]:
         """Joined over micro-batches, data- and context-parallel ranks, then handed from the last pipeline stage to all."""
         result: list = [None]
         if self.ranks.is_last_stage:
@@ -191,7 +197,7 @@ class RLKDActor:
             if self.ranks.dp_size * self.ranks.cp_size > 1:
                 dist.all_reduce(both, group=self.ranks.token_group)
                 dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.ranks.token_group)
-            result = [(float(both[0]), summary(unpack(metrics, both[1:].reshape(-1, 2), maxima)))]
+            result = [(float(both[0]), measured(unpack(metrics, both[1:].reshape(-1, 2), maxima)))]
         if self.ranks.pp_size > 1:
             source = dist.get_global_rank(self.ranks.pp_group, self.ranks.pp_size - 1)
             dist.broadcast_object_list(result, source, group=self.ranks.pp_group)

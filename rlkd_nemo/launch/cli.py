@@ -25,6 +25,7 @@ def cli(
     *,
     ranks: Callable[[Config], int] | None = None,
     description: str | None = None,
+    supervised: bool = False,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Run `main(cfg)` on every rank and exit with the code they agreed on. A wrong config stops it before any starts.
@@ -34,6 +35,7 @@ def cli(
         ranks: how many ranks this machine runs; None: one process by itself, whatever `trainer` says. Where RANK is set
             (torchrun), and in each of several tasks of srun, this process already is a rank.
         description: shown by --help.
+        supervised: `main` samples nothing: settings of rollouts are not checked, one that wants them is refused.
         argv: arguments; default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -44,7 +46,7 @@ def cli(
     if is_rank:
         rank.enter()
     try:
-        cfg = load_checked(options)
+        cfg = load_checked(options, supervised=supervised)
         if options.cfg or options.check:
             _show(cfg, options)
             sys.exit(EXIT_DONE)
@@ -82,14 +84,17 @@ def parser(default: str, description: str | None) -> argparse.ArgumentParser:
     return found
 
 
-def load_checked(options: argparse.Namespace) -> Config:
-    """The config that the command line asks for. Raises ConfigError with every problem."""
+def load_checked(options: argparse.Namespace, *, supervised: bool = False) -> Config:
+    """The config that the command line asks for. Raises ConfigError with every problem.
+
+    Args: supervised: as for `cli`.
+    """
     # Late: --help should not wait for hydra.
     from rlkd_nemo.config.load import load
     from rlkd_nemo.config.rules import enforce
 
     cfg = load(options.config_name.removesuffix(".yaml"), options.overrides, options.config_dir)
-    enforce(cfg)
+    enforce(cfg, supervised=supervised)
     return cfg
 
 

@@ -7,8 +7,10 @@ whether or not the ranks are still saving, and costs a process that imports torc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -26,6 +28,7 @@ from rlkd_nemo.launch.rank import BEAT, LAUNCHER, REPORTS, STACKS, TELL_STACKS
 # After one rank failed the others get so long to end by themselves (a lost peer is noticed at once over gloo).
 GRACE_S = 15.0
 _POLL_S = 0.05
+_FIRST_PORT = 20000
 # At most so long to write their stacks, those that are ended; a rank that is stopped never does.
 _STACKS_S = 3.0
 
@@ -212,6 +215,25 @@ def verdict(ended: list[Ended]) -> int:
 
 
 def _free_port() -> int:
+    """A port that nobody uses, out of those that the system hands out to nobody.
+
+    Seconds pass until rank 0 has imported torch and takes it. By then a port that the system gave us may be the end of
+    another process's connection: on a busy machine ranks of other jobs open many.
+    """
+    number = _first_handed_out() - _FIRST_PORT
+    for _ in range(64 if number > 0 else 0):
+        port = _FIRST_PORT + secrets.randbelow(number)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return probe.getsockname()[1]
+
+
+def _first_handed_out() -> int:
+    """Where the range begins out of which the system picks ports by itself."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return 32768  # Linux's own default; elsewhere it is higher

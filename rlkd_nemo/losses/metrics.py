@@ -102,12 +102,60 @@ def unpack(like: Mapping[str, Metric], sums: Tensor, maxima: Tensor) -> dict[str
     }
 
 
-def summary(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Plain numbers for the log, in one transfer; a metric that measured nothing is left out.
+@dataclass(frozen=True)
+class Measured:
+    """A `Metric` in plain numbers: kind, sum or maximum, and how many tokens were measured (never none)."""
+
+    how: str
+    total: float
+    count: float
+
+    def value(self) -> float:
+        """The mean or the maximum."""
+        return self.total / self.count if self.how == "mean" else self.total
+
+
+def measured(metrics: Mapping[str, Metric]) -> dict[str, Measured]:
+    """Plain numbers, in one transfer; a metric that measured nothing is left out.
 
     This one waits for the device: call it once an update, outside the losses.
     """
     if not metrics:
         return {}
-    rows = torch.stack([torch.stack((metric.value(), metric.count)) for metric in metrics.values()]).tolist()
-    return {name: value for name, (value, count) in zip(metrics, rows, strict=True) if count > 0}
+    rows = torch.stack([torch.stack((metric.total, metric.count)) for metric in metrics.values()]).tolist()
+    return {
+        name: Measured(metric.how, total, count)
+        for (name, metric), (total, count) in zip(metrics.items(), rows, strict=True)
+        if count > 0
+    }
+
+
+def values(found: Mapping[str, Measured]) -> dict[str, float]:
+    """For the log."""
+    return {name: one.value() for name, one in found.items()}
+
+
+def summary(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """`values` of what was `measured`."""
+    return values(measured(metrics))
+
+
+class Tally:
+    """Metrics of several updates as of one: means over the tokens of all of them, not means of their means."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Measured] = {}
+
+    def add(self, found: Mapping[str, Measured]) -> None:
+        """Those of one update. What it did not measure has no weight."""
+        for name, one in found.items():
+            before = self._found.get(name)
+            if before is None:
+                self._found[name] = one
+                continue
+            total = before.total + one.total if one.how == "mean" else max(before.total, one.total)
+            self._found[name] = Measured(one.how, total, before.count + one.count)
+
+    def values(self) -> dict[str, float]:
+        """For the log."""
+        return values(self._found)

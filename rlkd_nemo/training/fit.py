@@ -15,6 +15,7 @@ from rlkd_nemo.errors import FailureBudgetError
 from rlkd_nemo.gsrm.audit import step_inflation
 from rlkd_nemo.interfaces import Actor, RolloutEngine, Scorer, Task, Teacher
 from rlkd_nemo.lifecycle.watchdog import deadline
+from rlkd_nemo.losses.metrics import Tally
 from rlkd_nemo.training import step as steps
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
 from rlkd_nemo.training.exchange import map_shared
@@ -206,11 +207,17 @@ class RLKDTrainer:
         if self._gated:
             return log_prob_gap(experience.rollouts, experience.old_log_probs)
         self._gated = True
-        return sampler_gate(experience.rollouts, experience.old_log_probs, self.cfg.gate)
+        fp8 = self.cfg.model.fp8 is not None
+        return sampler_gate(experience.rollouts, experience.old_log_probs, self.cfg.gate, fp8=fp8)
 
     def update(self, experience: steps.Experience) -> dict[str, float]:
-        """`updates_per_batch` x `epochs` optimizer updates, each over whole groups."""
+        """`updates_per_batch` x `epochs` optimizer updates, each over whole groups.
+
+        Returns: `loss/...`: means over the tokens of all updates; loss, gradient norm and learning rate, of which each
+            update has one, as means over the updates.
+        """
         collected: list[dict[str, float]] = []
+        tally = Tally()
         bound = steps.bind(self.objective_name, self.objective, self.state.step)
         self.actor.prepare_for_training()
         for _ in range(self.cfg.rlkd.epochs):
@@ -225,13 +232,13 @@ class RLKDTrainer:
                     max_new_tokens=self.cfg.rollout.max_new_tokens,
                     drop_teacher_at=self.drop_teacher_at,
                 )
-                collected.append(self.actor.update(batch, bound, temperature=self.cfg.rollout.temperature))
+                collected.append(self.actor.update(batch, bound, temperature=self.cfg.rollout.temperature, tally=tally))
         self.actor.finish_training()
         out = {"loss/updates": float(len(collected))}
-        for name in sorted({name for metrics in collected for name in metrics}):
-            values = [metrics[name] for metrics in collected if name in metrics]
-            joined = max(values) if name.endswith("_max") else sum(values) / len(values)
-            out[f"loss/{'total' if name == 'loss' else name}"] = joined
+        if collected:
+            of_updates = {"grad_norm": "grad_norm", "learning_rate": "learning_rate", "total": "loss"}
+            means = {new: sum(one[name] for one in collected) / len(collected) for new, name in of_updates.items()}
+            out |= {f"loss/{name}": value for name, value in sorted((tally.values() | means).items())}
         return out
 
     def sync(self) -> None:

@@ -47,24 +47,26 @@ def _gaps(rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.Tensor]
 
 
 def sampler_gate(
-    rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.Tensor], gate: Gate
+    rollouts: Sequence[Rollout], trainer_log_probs: Sequence[torch.Tensor], gate: Gate, *, fp8: bool = False
 ) -> dict[str, float]:
     """Refuse a sampler whose log-probs are not the trainer's for the same weights.
 
     Args:
         trainer_log_probs: per rollout float32 [len(response)], old policy in the training layout.
+        fp8: the trainer computes in FP8, the sampler in bf16: `gate.max_log_prob_gap_fp8` is the bound.
     Returns: `rollout/log_prob_gap_mean` and `..._max`, nats, absolute, over all response tokens.
     Raises: GateError naming the worst token.
     """
     metrics = log_prob_gap(rollouts, trainer_log_probs)
     mean, largest = metrics["rollout/log_prob_gap_mean"], metrics["rollout/log_prob_gap_max"]
-    if not mean <= gate.max_log_prob_gap:
+    key = "max_log_prob_gap_fp8" if fp8 else "max_log_prob_gap"
+    if not mean <= getattr(gate, key):
         gaps = _gaps(rollouts, trainer_log_probs)
         worst = max(range(len(gaps)), key=lambda i: float(gaps[i].max()))
         token = int(gaps[worst].argmax())
         raise GateError(
             f"sampler and trainer disagree by {mean:.2e} nats a token (largest {largest:.2e}); wanted at most "
-            f"gate.max_log_prob_gap={gate.max_log_prob_gap:g}. Worst: problem {rollouts[worst].problem.id}, "
+            f"gate.{key}={getattr(gate, key):g}. Worst: problem {rollouts[worst].problem.id}, "
             f"response token {token}: sampler {rollouts[worst].log_probs[token]:.4f}, "
             f"trainer {float(trainer_log_probs[worst][token]):.4f}. "
             "Weights, temperature or tokenizer differ between the two"

@@ -46,6 +46,12 @@ def test_a_login_node_without_torch_leaves_the_question_to_the_ranks(monkeypatch
     assert has_transformer_engine() == accepted
 
 
+def test_fp8_asks_supervised_training_for_no_correction_of_rollouts(te):
+    cfg = load("sft_demo", [*GOOD, "objective.tis_cap=null"])
+    assert len(check(cfg)) == 1
+    assert check(cfg, supervised=True) == []
+
+
 CASES = [
     ("model.fp8=e5m2", "model.fp8='e5m2'", "e4m3, hybrid"),
     ("model.transformer_impl=local", "model.transformer_impl=local", "high precision without a word"),
@@ -65,6 +71,7 @@ CASES = [
      "model.pipeline_model_parallel_size=2 trainer.devices=4", "model.num_layers_at_start_in_bf16=3", "2 layers"),
     ("model.hidden_size=104", "model.hidden_size = 104", "multiple of 16"),
     ("model.ffn_hidden_size=240", "model.ffn_hidden_size / model.tensor_model_parallel_size = 120", "multiple of 16"),
+    ("model.fp8=null gate.max_log_prob_gap_fp8=0.2", "gate.max_log_prob_gap_fp8=0.2", "model.fp8 is null"),
     ("model.fp8=null model.fp8_recipe=blockwise", "model.fp8_recipe=blockwise", "model.fp8 is null"),
 ]  # fmt: skip
 

@@ -148,6 +148,30 @@ def test_what_is_allowed(overrides):
     assert broken(*overrides.split()) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ("rlkd.num_prompts=3 rlkd.group_size=3 rlkd.updates_per_batch=1", "rlkd.group_size"),
+        ("rollout.max_new_tokens=128", "rollout.max_new_tokens"),
+        ("objective=trrd", "teacher.restore_from_path"),
+        ("reward.outcome=0 reward.structure=0 reward.format=0 reward.tag=0", "reward"),
+    ],
+)
+def test_supervised_training_is_asked_nothing_about_rollouts(overrides, key):
+    cfg = load("sft_demo", overrides.split())
+    assert any(key in sentence for sentence in check(cfg))
+    assert check(cfg, supervised=True) == []
+
+
+def test_supervised_training_has_no_sampling_to_offload_states_for():
+    cfg = load("sft_demo", ["model.optim.offload_states=true"])
+    assert check(cfg) == []
+    (sentence,) = check(cfg, supervised=True)
+    assert sentence.startswith("model.optim.offload_states=true") and "set it to false" in sentence
+    with pytest.raises(ConfigError, match="supervised training, which samples none"):
+        enforce(cfg, supervised=True)
+
+
 def test_precision_aware_states_with_transformer_engine(monkeypatch):
     monkeypatch.setattr(memory, "has_transformer_engine", lambda: True)
     states = ["model.optim.use_precision_aware_optimizer=true", "model.optim.exp_avg_dtype=bf16"]

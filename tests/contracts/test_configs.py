@@ -31,6 +31,12 @@ PUBLISHED = {
     "qwen25_7b": (7.62, 152_064), "qwen3_1p7b": (1.72, 151_936), "qwen3_8b": (8.19, 151_936),
     "qwen3_8b_base": (8.19, 151_936), "qwen3_32b": (32.76, 151_936), "r1_distill_qwen_7b": (7.62, 152_064),
 }  # fmt: skip
+# What copies of their config.json say (named in the files): layers, hidden, MLP, heads, groups, positions, rotary base, eps.
+CONFIG_JSON = {
+    "mistral_7b": (32, 4096, 14336, 32, 8, 32768, 1e6, 1e-5),
+    "qwen3_8b_base": (36, 4096, 12288, 32, 8, 32768, 1e6, 1e-6),
+    "r1_distill_qwen_7b": (28, 3584, 18944, 28, 4, 131072, 1e4, 1e-6),
+}
 # From the papers, one line a setting: (run, key, value, source).
 PAPERS = [
     ("rlkd_70b_to_8b", "objective.alpha", 0.5, "2602.22495 section 4.1"),
@@ -73,6 +79,17 @@ def test_sizes_add_up_to_the_published_number_of_parameters(model):
     assert parameters(load("rlkd_demo", [f"model={model}"]).model, vocabulary) / 1e9 == pytest.approx(
         billions, rel=0.002
     )
+
+
+@pytest.mark.parametrize("name", CONFIG_JSON)
+def test_sizes_are_those_of_the_published_config_json(name):
+    model = load("rlkd_demo", [f"model={name}"]).model
+    assert CONFIG_JSON[name] == (
+        model.num_layers, model.hidden_size, model.ffn_hidden_size, model.num_attention_heads, model.num_query_groups,
+        model.max_position_embeddings, model.rotary_base, model.layernorm_epsilon,
+    )  # fmt: skip
+    assert model.rope_scaling.type == "none" and not model.share_embeddings_and_output_weights
+    assert model.qk_layernorm == name.startswith("qwen3") and model.add_qkv_bias == name.startswith("r1_distill_qwen")
 
 
 @pytest.mark.parametrize("run", sorted({run for run, *_ in PAPERS}))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT
+from tests.ranks import PATIENCE_S, ROOT
 
 # Without the extra gsrm these cannot be imported; tests/gsrm/service/test_extra.py says so.
 if not all(map(find_spec, ("httpx2", "uvicorn", "starlette"))):
@@ -32,7 +32,7 @@ class Ended:
     err: str
 
 
-def run_example(name, *arguments, timeout=150, launcher=()):
+def run_example(name, *arguments, timeout=PATIENCE_S, launcher=()):
     """`python examples/<name>.py arguments...` as a user would, one thread a rank."""
     command = [sys.executable, *launcher, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -12,7 +12,7 @@ import pytest
 
 from rlkd_nemo.lifecycle.run_lock import RunLock
 from tests.integration.conftest import read_metrics, run_example
-from tests.ranks import ROOT, launch
+from tests.ranks import PATIENCE_S, ROOT, launch
 
 pytestmark = pytest.mark.ranks
 
@@ -76,25 +76,53 @@ def uninterrupted(start, tmp_path_factory):
     return read_metrics(directory)
 
 
+@pytest.fixture
+def held():
+    """`held(point, *arguments)`: a run that waits at `point` of step 4 (held_ranks.py)."""
+    started = []
+
+    def start_one(point, *arguments):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RLKD_TEST_HOLDS": point}
+        command = [sys.executable, str(Path(__file__).with_name("held_ranks.py")), *arguments]
+        started.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition, process=None):
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def living(words):
+    """Processes whose command line has `words`."""
+    return subprocess.run(["pgrep", "-f", words], capture_output=True, text=True).stdout.split()
+
+
 FIVE = ["trainer.rlkd.max_steps=5", "trainer.rlkd.save_interval=2", "rlkd.updates_per_batch=2"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
-def test_interrupted_equals_uninterrupted_to_the_last_digit(start, uninterrupted, tmp_path, number):
-    command = [sys.executable, str(ROOT / "examples/train_rlkd.py"), *start, *FIVE, f"exp_manager.exp_dir={tmp_path}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def test_interrupted_equals_uninterrupted_to_the_last_digit(held, start, uninterrupted, tmp_path, number):
+    process = held("step", *start, *FIVE, f"exp_manager.exp_dir={tmp_path}")
     metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 90
-    while not metrics.exists() or metrics.read_text().count("\n") < 4:  # steps 0, 1, 2 and 3 are logged, 2 is saved
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    # Steps 0, 1, 2 and 3 are logged, 2 is saved; step 4 is on its way and waits.
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") == 4, process)
     process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 3)
-    time.sleep(1)
-    left = subprocess.run(["pgrep", "-f", f"exp_dir={tmp_path}"], capture_output=True, text=True).stdout.split()
-    assert not left, "a rank outlived its launcher"
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 3), said
+    wait_for(lambda: not living(f"exp_dir={tmp_path}"))  # no rank outlives its launcher
+    if number != signal.SIGKILL:
+        assert "stopped after step 4 of 5, saved" in said
 
     ended = run_example(*["train_rlkd", *start, *FIVE], f"exp_manager.exp_dir={tmp_path}")
     assert ended.code == 0, ended.err
@@ -103,7 +131,7 @@ def test_interrupted_equals_uninterrupted_to_the_last_digit(start, uninterrupted
 
 def test_every_layout_and_breaking_point_resumes_to_the_last_digit(demo, tmp_path):
     student, teacher = demo / "student/checkpoints/step-000010", demo / "teacher/checkpoints/step-000020"
-    said = launch(Path(__file__).with_name("resume_ranks.py"), 2, tmp_path, student, teacher, timeout=240).splitlines()
+    said = launch(Path(__file__).with_name("resume_ranks.py"), 2, tmp_path, student, teacher).splitlines()
     whole, torn = "['step-000002'] equal", "['step-000002', 'step-000004.tmp'] equal"
     assert [line for line in said if line.startswith(("pipeline ", "data "))] == [
         f"pipeline save: {torn}",
@@ -113,19 +141,16 @@ def test_every_layout_and_breaking_point_resumes_to_the_last_digit(demo, tmp_pat
     ]
 
 
-def test_a_kill_during_an_asynchronous_save_costs_nothing_but_time(start, uninterrupted, tmp_path):
+def test_a_kill_during_an_asynchronous_save_costs_nothing_but_time(held, start, uninterrupted, tmp_path):
     overrides = ["exp_manager.checkpoint_callback_params.async_save=true", f"exp_manager.exp_dir={tmp_path}"]
-    command = [sys.executable, str(ROOT / "examples/train_rlkd.py"), *start, *FIVE, *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    begun = tmp_path / "checkpoints" / "step-000004.tmp"
-    deadline = time.monotonic() + 120
-    while not begun.exists() and not begun.with_suffix("").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.002)
+    process = held("save", *start, *FIVE, *overrides)
+    begun, metrics = tmp_path / "checkpoints" / "step-000004.tmp", tmp_path / "metrics.jsonl"
+    # Training has gone on past the checkpoint that is being written: step 5 is logged.
+    wait_for(lambda: begun.exists() and metrics.read_text().count("\n") == 6, process)
     process.kill()
-    process.communicate(timeout=60)
-    assert (tmp_path / "checkpoints" / "step-000002" / "meta.json").exists()
+    process.communicate(timeout=PATIENCE_S)
+    wait_for(lambda: not living(f"exp_dir={tmp_path}"))
+    assert sorted(path.name for path in begun.parent.iterdir()) == ["step-000002", "step-000004.tmp"]
     ended = run_example("train_rlkd", *start, *FIVE, *overrides)
     assert ended.code == 0, ended.err
     assert read_metrics(tmp_path) == uninterrupted

@@ -106,3 +106,15 @@ def test_how_main_ended_is_the_exit_code(example):
     assert "nothing there" in done.stderr and "Traceback" not in done.stderr
     done = example("name=slip", *ONE)
     assert done.returncode == 1 and "ZeroDivisionError: ours" in done.stderr  # our own slip: with its traceback
+
+
+@pytest.mark.parametrize("name", ["train_sft", "train_gsrm"])
+def test_supervised_commands_say_so_themselves(name):
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--check", "rlkd.group_size=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for more, code in (([], 0), (["model.optim.offload_states=true"], 2)):
+        done = subprocess.run(
+            [*command, *more], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == code, done.stderr
+    assert done.stderr.count("error: ") == 1 and "supervised training, which samples none" in done.stderr

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rlkd_nemo.launch import local
 from rlkd_nemo.launch.local import Ended, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,3 +155,17 @@ def ended(rank, code, *, time=1.0, killed=False, message="m", deliberate=True):
 )
 def test_one_code_for_all(ends, code):
     assert verdict(ends) == code
+
+
+def test_the_ranks_port_is_none_that_the_system_gives_to_others_meanwhile(monkeypatch):
+    assert local._first_handed_out() == int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    monkeypatch.setattr(local, "_first_handed_out", lambda: 30000)  # whatever this system's is
+    ports = {local._free_port() for _ in range(20)}
+    assert len(ports) > 10 and all(20000 <= port < 30000 for port in ports)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(local, "_FIRST_PORT", taken.getsockname()[1])
+        monkeypatch.setattr(local, "_first_handed_out", lambda: local._FIRST_PORT + 1)
+        assert local._free_port() != local._FIRST_PORT  # the only one of the range is taken
+    monkeypatch.setattr(local, "_first_handed_out", lambda: 1024)  # a system that hands out everything
+    assert local._free_port() >= 1024

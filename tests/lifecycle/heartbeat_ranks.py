@@ -22,9 +22,9 @@ def endless_loop():
         pass
 
 
-def wait_until_told():
+def wait_until_told(me):
     """Until the others know where this rank is."""
-    while "micro-batch 2 of 4" not in heartbeat._running.table():
+    while "micro-batch 2 of 4" not in heartbeat._running._job.get("where", {me: ""})[me]:
         time.sleep(0.05)
 
 
@@ -49,9 +49,9 @@ def main(arguments):
         close_ranks()
         return
     if how == "slow":  # rank 1 works for longer than the deadline, but gets on
-        with deadline(4, "rollout of step 2"):
-            for token in range(12 if me == 1 else 0):
-                time.sleep(0.5)
+        with deadline(4, "rollout of step 2"):  # a mark takes two beats, 1.2 s, to be heard of
+            for token in range(20 if me == 1 else 0):
+                time.sleep(0.4)
                 mark(f"token {token}")
             dist.all_reduce(torch.ones(1))
         print("DONE", flush=True)
@@ -64,10 +64,10 @@ def main(arguments):
     with deadline(200 if patient else 4, "update of step 3"):
         mark("micro-batch 2 of 4")
         if how.startswith("stopped") and me == int(how[-1]):
-            wait_until_told()
+            wait_until_told(me)
             os.kill(os.getpid(), signal.SIGSTOP)
         if how == "killed" and me == 1:
-            wait_until_told()
+            wait_until_told(me)
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "loop" and me == 1:
             endless_loop()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rlkd_nemo.errors import ShapeError
-from rlkd_nemo.losses.metrics import Metric, merge, pack, summary, unpack
+from rlkd_nemo.losses.metrics import Measured, Metric, Tally, measured, merge, pack, summary, unpack, values
 
 
-def measured(values: list[float], where: list[bool]) -> dict[str, Metric]:
+def over(values: list[float], where: list[bool]) -> dict[str, Metric]:
     numbers, places = torch.tensor([values]).reshape(1, -1), torch.tensor([where], dtype=torch.bool).reshape(1, -1)
     return {
         "average": Metric.mean(numbers, places),
@@ -21,7 +21,7 @@ def measured(values: list[float], where: list[bool]) -> dict[str, Metric]:
 @pytest.fixture
 def parts() -> list[dict[str, Metric]]:
     nan = float("nan")
-    return [measured([1.0, 2.0, nan], [True, True, False]), measured([], []), measured([6.0], [True])]
+    return [over([1.0, 2.0, nan], [True, True, False]), over([], []), over([6.0], [True])]
 
 
 def test_values_by_hand(parts):
@@ -41,7 +41,7 @@ def test_packed_over_ranks_equals_merged(parts):
 
 
 def test_what_was_not_measured_is_absent_and_never_zero():
-    nothing = measured([1.0], [False])
+    nothing = over([1.0], [False])
     assert summary(nothing) == {"beta": 0.1}
     assert math.isnan(nothing["average"].value()) and math.isnan(nothing["largest"].value())
     assert summary({}) == {}
@@ -61,3 +61,13 @@ def test_differences_are_refused(parts):
         parts[0]["average"].merge(parts[0]["largest"])
     with pytest.raises(ShapeError, match="do not fit 3 names"):
         unpack(parts[0], torch.zeros(2, 2), torch.zeros(2))
+
+
+def test_updates_are_joined_by_their_tokens(parts):
+    tally = Tally()
+    for part in parts:
+        tally.add(measured(part))
+    # (1 + 2 + 6) / 3 again; the empty part, which measured nothing, has no weight
+    assert tally.values() == {"average": 3.0, "largest": 6.0, "beta": 0.1}
+    assert measured(parts[0])["average"] == Measured("mean", 3.0, 2.0)
+    assert values(measured(parts[0])) == summary(parts[0])

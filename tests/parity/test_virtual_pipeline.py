@@ -13,7 +13,7 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     directory = tmp_path_factory.mktemp("virtual")
-    launch(Path(__file__).with_name("virtual_pipeline_ranks.py"), 2, directory, timeout=240)
+    launch(Path(__file__).with_name("virtual_pipeline_ranks.py"), 2, directory)
     return json.loads((directory / "seen.json").read_text())
 
 

@@ -94,3 +94,12 @@ def test_gates():
         sampler_gate(rows, [torch.tensor([-1.0, -3.0])], Gate())
     with pytest.raises(GateError):  # a NaN is no agreement
         sampler_gate(rows, [torch.tensor([-1.0, float("nan")])], Gate())
+
+
+def test_fp8_has_a_bound_of_its_own_between_sampler_and_trainer():
+    rows, off = [rollout(0)], [torch.tensor([-1.05, -1.05])]  # 0.05 nats, as FP8 against bf16
+    with pytest.raises(GateError, match="gate.max_log_prob_gap=0.002"):
+        sampler_gate(rows, off, Gate())
+    assert sampler_gate(rows, off, Gate(), fp8=True)["rollout/log_prob_gap_mean"] == pytest.approx(0.05)
+    with pytest.raises(GateError, match="gate.max_log_prob_gap_fp8=0.1"):
+        sampler_gate(rows, [torch.tensor([-1.3, -1.3])], Gate(), fp8=True)

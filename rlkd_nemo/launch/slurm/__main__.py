@@ -21,17 +21,20 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
     # Late: the others need nothing of it.
     from rlkd_nemo.doctor.run import main as examine
 
-    return examine([*rest, *(f"--component={name}" for name in only(options.kind))], cluster=True)
+    flags = ["--supervised"] if JOBS[options.kind].supervised else []
+    return examine([*rest, *flags, *(f"--component={name}" for name in only(options.kind))], cluster=True)
 
 
 def _header(options: argparse.Namespace, rest: list[str]) -> int:
     wanted = parser("rlkd_demo", None).parse_intermixed_args(rest)
-    sys.stdout.write("\n".join(header(options.kind, wanted.config_name, load_checked(wanted))) + "\n")
+    cfg = load_checked(wanted, supervised=JOBS[options.kind].supervised)
+    sys.stdout.write("\n".join(header(options.kind, wanted.config_name, cfg)) + "\n")
     return EXIT_DONE
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
-    cfg = load_checked(parser("rlkd_demo", None).parse_intermixed_args(rest))
+    wanted = parser("rlkd_demo", None).parse_intermixed_args(rest)
+    cfg = load_checked(wanted, supervised=JOBS[options.kind].supervised)
     sys.stdout.write("\n".join(assignments(options.kind, cfg, os.environ, sys.stdin.read())) + "\n")
     return EXIT_DONE
 

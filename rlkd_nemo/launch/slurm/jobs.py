@@ -21,17 +21,19 @@ class Job:
         command: arguments of Python, before the config and its overrides.
         on: component that it runs on, with all of its tasks; or one task beside the GSRM's services.
         gsrm: does it want the GSRM's component, where the layout has one?
+        supervised: supervised training, which samples nothing.
     """
 
     command: tuple[str, ...]
     on: str
     gsrm: bool
+    supervised: bool = False
 
 
 JOBS = {
     "train": Job(("examples/train_rlkd.py",), "trainer", gsrm=True),
-    "train_sft": Job(("examples/train_sft.py",), "trainer", gsrm=False),
-    "train_gsrm": Job(("examples/train_gsrm.py",), "trainer", gsrm=False),
+    "train_sft": Job(("examples/train_sft.py",), "trainer", gsrm=False, supervised=True),
+    "train_gsrm": Job(("examples/train_gsrm.py",), "trainer", gsrm=False, supervised=True),
     "evaluate": Job(("examples/evaluate.py",), "trainer", gsrm=True),
     "serve_gsrm": Job(KEEPER, "gsrm", gsrm=True),
     "decompose": Job(("examples/decompose_references.py",), "beside_gsrm", gsrm=True),

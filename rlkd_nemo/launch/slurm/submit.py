@@ -59,7 +59,7 @@ def submit(script: str, arguments: Sequence[str], sbatch: Sequence[str]) -> int:
     code = subprocess.run(doctor, check=False).returncode
     if code != EXIT_DONE:
         return code
-    lines = header(kind, options.config_name, load_checked(options))
+    lines = header(kind, options.config_name, load_checked(options, supervised=JOBS[kind].supervised))
     with tempfile.TemporaryDirectory(prefix="rlkd-submit-") as folder:
         made = Path(folder) / Path(script).name
         made.write_text(with_header(text, lines), encoding="utf-8")

@@ -17,7 +17,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("families")
     wanted = {name: (IDS, make(name, root / name)) for name in MODELS}
     torch.save(wanted, root / "wanted.pt")
-    out = launch(SCRIPT, 1, 1, 1, root, timeout=200)
+    out = launch(SCRIPT, 1, 1, 1, root)
     assert "FAMILIES HOLD" in out
     return root
 
@@ -37,4 +37,4 @@ def test_transformers_reads_an_export(root):
 @pytest.mark.ranks
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 2)])
 def test_every_family_in_every_layout(root, tp, pp):
-    assert "FAMILIES HOLD" in launch(SCRIPT, tp * pp, tp, pp, root, timeout=280)
+    assert "FAMILIES HOLD" in launch(SCRIPT, tp * pp, tp, pp, root)

@@ -237,7 +237,7 @@ def in_background(root, ranks):
     hold, release = storage.checkpoint.save, threading.Event()
 
     def late(*args, **kwargs):
-        assert release.wait(60)
+        assert release.wait(600)
         return hold(*args, **kwargs)
 
     storage.checkpoint.save = late

@@ -130,7 +130,12 @@ def resume(root, ranks):
     try:
         checkpoint.load_checkpoint(root / "distributed_32" / "step-000003", actor_with(ranks, PLAIN))
     except CheckpointError as err:
-        SEEN["other_optimizer"] = str(err)
+        SEEN["distributed_to_plain"] = str(err)
+    undivided = save(root / "plain_32", 0, actor_with(ranks, PLAIN))
+    try:
+        checkpoint.load_checkpoint(undivided, actor_with(ranks, DISTRIBUTED))
+    except CheckpointError as err:
+        SEEN["plain_to_distributed"] = str(err)
 
 
 def other_layouts(root, ranks, where, tp=1):

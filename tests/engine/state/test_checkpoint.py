@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.ranks import PATIENCE_S
+
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.ranks
 
@@ -19,7 +21,7 @@ def two_ranks(script, *args):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[2])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(HERE / script), *map(str, args)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 @pytest.fixture(scope="module")

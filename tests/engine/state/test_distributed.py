@@ -19,7 +19,7 @@ def seen(tmp_path_factory):
     root = tmp_path_factory.mktemp("distributed")
     results = {}
     for ranks in (2, 1):
-        launch(SCRIPT, ranks, root, root / "seen.json", timeout=240)
+        launch(SCRIPT, ranks, root, root / "seen.json")
         results |= json.loads((root / "seen.json").read_text())
     return SimpleNamespace(**results)
 
@@ -107,9 +107,17 @@ def test_megatron_fault_gaps_between_buckets(seen):
     assert grad_norm > 10 * wanted[1]
 
 
-def test_an_optimizer_of_the_other_kind_is_refused(seen):
-    assert "holds the state of a distributed optimizer" in seen.other_optimizer
-    assert "model.optim.use_distributed_optimizer=false" in seen.other_optimizer
+@pytest.mark.parametrize(
+    ("case", "kind", "found", "wanted"),
+    [
+        ("distributed_to_plain", "a distributed", "false", "true"),
+        ("plain_to_distributed", "an undivided", "true", "false"),
+    ],
+)
+def test_an_optimizer_of_the_other_kind_is_refused_with_the_key(seen, case, kind, found, wanted):
+    said = getattr(seen, case)
+    assert f"holds the state of {kind} optimizer, found model.optim.use_distributed_optimizer={found}" in said
+    assert f"wanted {wanted}, or a start from its weights with model.restore_from_path" in said and "\n" not in said
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])

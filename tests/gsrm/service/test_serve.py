@@ -11,11 +11,17 @@ import types
 import httpx2
 import pytest
 
+from rlkd_nemo.config.load import load
 from rlkd_nemo.config.schema import GsrmServer
 from rlkd_nemo.errors import BackendUnavailable, ConfigError
-from rlkd_nemo.gsrm.service import serve
+from rlkd_nemo.gsrm.service import run, serve
 from rlkd_nemo.gsrm.service.serve import JsonLines, token
 from tests.gsrm.service.serving import ScriptedCore, item, reward, running, until
+
+
+def test_a_server_needs_no_problems(tmp_path):
+    cfg = load("rlkd_demo", ["task=prompts", "task.path=no/such/file", f"exp_manager.exp_dir={tmp_path}"])
+    assert run.core(cfg).version == "text-1|normalised|first|prefix|teacher"
 
 
 def in_background(core, work):

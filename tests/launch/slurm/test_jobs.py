@@ -4,6 +4,7 @@ import pytest
 
 from rlkd_nemo.config.load import load
 from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.launch.slurm.__main__ import main as command
 from rlkd_nemo.launch.slurm.jobs import JOBS, header, only, steps, time_limit
 
 GPUS = [
@@ -70,3 +71,9 @@ def test_every_kind_names_a_file_or_a_module_that_exists():
 
     for job in JOBS.values():
         assert job.command[0] == "-m" or (Path(__file__).resolve().parents[3] / job.command[0]).is_file()
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("train_gsrm", True), ("train", False)])
+def test_the_doctor_knows_which_jobs_are_supervised(kind, refused, capsys):
+    command(["doctor", kind, "--config-name=sft_demo", "model.optim.offload_states=true"])
+    assert ("supervised training, which samples none" in capsys.readouterr().out) == refused
