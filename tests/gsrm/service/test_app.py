@@ -57,6 +57,7 @@ def test_lines_come_as_they_finish(server):
         (b'{"items": [7]}', 400, "bad_request", "items[0] is int"),
         (b'{"items": [], "itmes": 1}', 400, "bad_request", "itmes"),
         (b'{"items": [], "deadline_s": 0}', 400, "bad_request", "deadline_s=0"),
+        (b'{"items": [], "deadline_s": NaN}', 400, "bad_request", "deadline_s=nan"),
         (json.dumps({"items": [{"id": "a", "problem": "p"}]}), 400, "bad_request", "reference_id or references"),
         (json.dumps({"items": [item(reference_id="x")]}), 400, "bad_request", "reference_id or references"),
         (json.dumps({"items": [item(references=())]}), 400, "bad_request", "items[0].references"),
@@ -126,7 +127,8 @@ def test_equal_items_are_scored_once(server):
     assert server.score(item("e", "down once"))["e"]["status"] == "failed"
     assert len(server.core.scored) == before + 4  # a failure is not kept
     server.score(item("f", "sleep 0.1 once", references=("other",)), item("g", "sleep 0.1 once", domain="code"))
-    assert len(server.core.scored) == before + 6  # nor is the answer to another reference, or under another prompt
+    server.score(item("h", "sleep 0.1 once", domain=""))
+    assert len(server.core.scored) == before + 7  # nor is the answer to another reference, or under another prompt
 
 
 def test_an_item_ends_at_its_deadline_and_its_work_with_it(server):
