@@ -81,6 +81,42 @@ def test_a_failure_is_not_stored(tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
 
 
+def test_after_a_failure_one_takes_over_and_not_two(tmp_path):
+    making, most, made = 0, 0, []
+
+    async def work():
+        failing = asyncio.Event()
+
+        async def fails():
+            await failing.wait()
+            raise ServiceError("down")
+
+        async def make():
+            nonlocal making, most
+            making += 1
+            most = max(most, making)
+            await asyncio.sleep(0.3)  # the one that waits looks again meanwhile
+            making -= 1
+            made.append(1)
+            return [Step("m")]
+
+        def ask(how):  # each a process of its own, as far as files and locks go
+            return asyncio.ensure_future(ReferenceStore(tmp_path).steps_from("v", "p", "t", how))
+
+        first = ask(fails)
+        await asyncio.sleep(0)
+        waits = ask(make)
+        await asyncio.sleep(0)
+        failing.set()
+        with pytest.raises(ServiceError):
+            await first
+        comes = ask(make)
+        return await asyncio.gather(waits, comes)
+
+    assert asyncio.run(work()) == [[Step("m")]] * 2 and most == len(made) == 1
+    assert not list(tmp_path.rglob("*.lock"))
+
+
 def test_trees_and_steps_are_shared_with_the_other_way_in(tmp_path):
     class Decomposer:
         version = "v"
