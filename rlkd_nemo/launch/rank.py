@@ -40,6 +40,8 @@ _stacks: TextIO | None = None  # open as long as the process: faulthandler write
 # Taken for good by whoever ends this process from another thread (lifecycle/watchdog.py); `leave` lets it, for so long.
 ending = threading.Lock()
 _ENDING_S = 10.0
+# A main thread that fails and a heartbeat that ends the process may report at the same moment.
+_reporting = threading.Lock()
 
 
 def enter() -> None:
@@ -93,12 +95,13 @@ def report(code: int, message: str, *, deliberate: bool = False) -> None:
                 f"rank {_rank()}: {message.rstrip()}\n" if "RANK" in os.environ else f"{message.rstrip()}\n"
             )
         return
-    if (Path(folder) / f"{_rank()}.json").exists():
-        return  # the first word is the cause: what fails while this rank is ended follows from it
-    words = {"code": code, "message": message, "deliberate": deliberate, "time": time.time()}
-    partial = Path(folder) / f"{_rank()}.partial"
-    partial.write_text(json.dumps(words))
-    partial.replace(Path(folder) / f"{_rank()}.json")
+    with _reporting:
+        if (Path(folder) / f"{_rank()}.json").exists():
+            return  # the first word is the cause: what fails while this rank is ended follows from it
+        words = {"code": code, "message": message, "deliberate": deliberate, "time": time.time()}
+        partial = Path(folder) / f"{_rank()}.partial"
+        partial.write_text(json.dumps(words))
+        partial.replace(Path(folder) / f"{_rank()}.json")
 
 
 def leave_beat(stage: str) -> None:

@@ -21,22 +21,22 @@ pytestmark = pytest.mark.ranks
 
 
 def run(how, folder):
-    started = time.monotonic()
+    # What nobody notices waits for ten minutes and more: this time is not up before that.
     done = subprocess.run(
         [sys.executable, "-c", START, str(SCRIPT), how, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=90,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     pids = [int(path.read_text()) for path in folder.glob("pid-*")]
     assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids), "a rank was left behind"
-    return done, time.monotonic() - started
+    return done
 
 
 # Rank 0 holds the store that beats go through: without it the others see a store that does not answer.
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_stopped_rank_is_named_by_its_peer(tmp_path, who):
-    done, seconds = run(f"stopped{who}", tmp_path)
-    assert done.returncode == 1 and seconds < 60
+    done = run(f"stopped{who}", tmp_path)
+    assert done.returncode == 1
     if who == 1:
         assert "rank 1 (process" in done.stderr and "no sign of life" in done.stderr
         assert "last in update of step 3: micro-batch 2 of 4" in done.stderr
@@ -48,8 +48,8 @@ def test_a_stopped_rank_is_named_by_its_peer(tmp_path, who):
 
 
 def test_a_killed_rank_is_named_with_its_last_words(tmp_path):
-    done, seconds = run("killed", tmp_path)
-    assert done.returncode == 1 and seconds < 60
+    done = run("killed", tmp_path)
+    assert done.returncode == 1
     told = "rank 1 was killed by SIGKILL without a word, in update of step 3: micro-batch 2 of 4; its last log lines:"
     assert told in done.stderr
     assert "both ranks are there" in done.stderr.partition(told)[2]
@@ -58,8 +58,8 @@ def test_a_killed_rank_is_named_with_its_last_words(tmp_path):
 
 @pytest.mark.parametrize(("how", "frame"), [("loop", "in endless_loop"), ("elsewhere", "in recv")])
 def test_a_job_without_progress_shows_where_every_rank_is(tmp_path, how, frame):
-    done, seconds = run(how, tmp_path)
-    assert done.returncode == 1 and seconds < 60
+    done = run(how, tmp_path)
+    assert done.returncode == 1
     assert "without a sign of progress" in done.stderr
     assert frame in done.stderr and "in all_reduce" in done.stderr  # both stacks
     where = "save of step 3" if how == "elsewhere" else "update of step 3: micro-batch 2 of 4"
@@ -67,14 +67,14 @@ def test_a_job_without_progress_shows_where_every_rank_is(tmp_path, how, frame):
 
 
 def test_a_rank_that_is_slow_to_show_its_stacks_is_not_cut_off_by_the_end_of_another(tmp_path):
-    done, _ = run("slow to speak", tmp_path)
+    done = run("slow to speak", tmp_path)
     assert done.returncode == 1
     assert "in all_reduce" in done.stderr and "in recv" in done.stderr
     assert "rank 1: ends with the others: rank 0: update of step 3 took longer" in done.stderr
 
 
 def test_waiting_for_a_rank_that_gets_on_is_no_hang(tmp_path):
-    done, _ = run("slow", tmp_path)
+    done = run("slow", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("DONE") == 2
 
@@ -84,16 +84,16 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
         [sys.executable, "-c", START, str(SCRIPT), "suspended", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until = time.monotonic() + 60
     while len(list(tmp_path.glob("ready-*"))) < 2:
-        assert time.monotonic() < until and process.poll() is None
+        assert process.poll() is None
         time.sleep(0.05)
     pids = [int(path.read_text()) for path in tmp_path.glob("pid-*")]
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for pid in pids:
             os.kill(pid, number)
         time.sleep(6 if number == signal.SIGSTOP else 0)
-    out, err = process.communicate(timeout=60)
+    (tmp_path / "resumed").touch()
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert out.count("DONE") == 2
 
