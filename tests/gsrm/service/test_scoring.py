@@ -103,18 +103,19 @@ def test_other_rules(endpoint, run, tmp_path, more, reward):
 
 
 def test_lazy_scoring_saves_tokens_and_references_are_made_once(endpoint, run, tmp_path):
-    # Slow enough that a busy machine cancels in time.
-    decomposer, judge = endpoint(token_s=0.006, constrains=("vllm",)), endpoint(constrains=("vllm",))
+    decomposer, judge = endpoint(constrains=("vllm",)), endpoint(constrains=("vllm",))
     apart = response("guess: what is it = 5", *(STEPS * 5))
     items = [item(apart, str(i)) for i in range(4)]
     run(score_all(settings(decomposer, judge), tmp_path, items))
     assert decomposer.counters["calls"] == 1 + 1 + 4  # the probe, the reference once, each response
     decomposer.counters.clear()
+    decomposer.behaviour.token_s = 0.05  # so slow that a busy machine cancels in time
     lazy = run(score_all(settings(decomposer, judge), tmp_path, items))
     until(lambda: decomposer.counters["cancelled"] == 4)  # the endpoint's own thread sees it a moment later
     tokens = decomposer.counters["completion_tokens"]
     assert decomposer.counters["calls"] == 1 + 4
     decomposer.counters.clear()
+    decomposer.behaviour.token_s = 0.0
     eager = run(score_all(settings(decomposer, judge, {"lazy": "off"}), tmp_path, items))
     assert [r.reward for r in lazy] == [r.reward for r in eager] == [0.0] * 4
     assert tokens * 5 < decomposer.counters["completion_tokens"]
