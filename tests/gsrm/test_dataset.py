@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkd_nemo.config.ranges import DOMAINS
@@ -166,6 +166,7 @@ def test_the_split_keeps_problems_together_and_moves_none():
 words = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
 
 
+@settings(deadline=None)
 @given(st.lists(st.builds(Step, words, st.none() | words, st.none() | words), max_size=4))
 def test_any_steps_go_through_json(steps):
     row = DecompositionRow("r", "code", "p", "t", tuple(steps))

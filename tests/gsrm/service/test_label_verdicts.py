@@ -11,7 +11,7 @@ from rlkd_nemo.config.schema import Label
 from rlkd_nemo.errors import InputError, Preempted, ServiceError
 from rlkd_nemo.gsrm import dataset
 from rlkd_nemo.gsrm.dataset import DecompositionRow, ResponseRow, VerdictRow
-from rlkd_nemo.gsrm.service import label, label_verdicts
+from rlkd_nemo.gsrm.service import evaluate, label, label_verdicts
 from rlkd_nemo.gsrm.service.label_verdicts import comparisons, pairs
 from rlkd_nemo.gsrm.service.mathematics import MathVerify
 from rlkd_nemo.types import Step
@@ -158,3 +158,17 @@ def test_an_endpoint_that_fails_leaves_named_failures(tmp_path, endpoint, overri
     failures = [each["failures"] for each in summary_of(tmp_path)["verdicts"].values()]
     assert all(sum(each.values()) and each.keys() <= {"backend_unavailable", "not_asked"} for each in failures)
     assert not rows_of(tmp_path, VerdictRow) and summary_of(tmp_path)["there_before"] == 4
+
+
+def test_who_labelled_agrees_with_the_labels(tmp_path, endpoint, overrides):
+    settings = overrides(endpoint())
+    label.run(load("gsrm_data", settings))
+    judge = [word.replace("decomposer", "judge") for word in settings if "decomposer" in word]
+    data = tmp_path / "out/gsrm_data.jsonl"
+    evaluate.run(load("gsrm_data", [*settings, *judge, f"gsrm.evaluation.data={data}"]))
+    found = json.loads((tmp_path / "out" / evaluate.RESULT).read_text())
+    verdicts = found["verdicts"]
+    assert found["decompositions"]["all"]["steps"]["f1"] == verdicts["all"]["agreement"] == 1.0
+    assert verdicts["per_response"]["agreement"] == 1.0 and verdicts["per_response"]["rows"] == 4
+    # Six pairs, all fields; but where two answers are the same text, no model is asked.
+    assert verdicts["per_response"]["judged"] == 6 * 3 - 2 and not verdicts["all"]["failures"]
