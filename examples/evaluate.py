@@ -1,28 +1,17 @@
-"""mean@k of a checkpoint (model.restore_from_path) on held-out test problems; writes evaluation.json to exp_dir."""
+"""mean@k of a checkpoint (model.restore_from_path) on held-out test problems; writes evaluation.json to exp_dir.
+
+Told to stop it keeps what it has evaluated and ends with code 3; the same command goes on from there.
+"""
 
 from rlkd_nemo.config.load import cli
 
 
 def main(cfg):
     """Runs on every rank."""
-    from pathlib import Path
-
     from rlkd_nemo.build import build_ranks
-    from rlkd_nemo.errors import ConfigError
-    from rlkd_nemo.jobs import evaluate_checkpoint
-    from rlkd_nemo.report.files import dumps, write_atomically
+    from rlkd_nemo.evaluation_job import run
 
-    if not cfg.model.restore_from_path:
-        raise ConfigError(
-            "model.restore_from_path is not set; name the checkpoint to evaluate, .../checkpoints/step-000030"
-        )
-    ranks = build_ranks(cfg)
-    directory = Path(cfg.exp_manager.exp_dir)
-    result = evaluate_checkpoint(cfg, ranks, Path(cfg.model.restore_from_path), directory)
-    if ranks.is_main:
-        numbers = {name.removeprefix("validation/"): value for name, value in result.metrics().items()}
-        text = dumps({"checkpoint": cfg.model.restore_from_path, **numbers}, indent=2)
-        write_atomically(directory / "evaluation.json", text + "\n")
+    run(cfg, build_ranks(cfg))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rlkd_nemo.engine.ranks import Ranks
 from rlkd_nemo import build
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.engine.actor import RLKDActor
+from rlkd_nemo.engine.generate.engine import EmbeddedRollout
 from rlkd_nemo.engine.hugging_face.config import is_hugging_face
 from rlkd_nemo.engine.hugging_face.save import save_hugging_face
 from rlkd_nemo.engine.model.build import build_model
@@ -36,6 +37,7 @@ from rlkd_nemo.run_directory import RunDirectory
 from rlkd_nemo.training.evaluate import Evaluation, evaluate
 from rlkd_nemo.training.fit import FIRST_STEP, RLKDTrainer
 from rlkd_nemo.training.sft import SFTTrainer
+from rlkd_nemo.types import Problem
 
 log = logging.getLogger(__name__)
 
@@ -230,6 +232,12 @@ def _train_sft(cfg: Config, ranks: Ranks, task: Demonstrator, tokens: Tokenizer,
 
 def evaluate_checkpoint(cfg: Config, ranks: Ranks, path: Path, directory: Path, **overrides: Any) -> Evaluation:
     """mean@k of a checkpoint on the test split, `demo.test_problems` x `demo.test_samples`; a hole is an error."""
+    task, sampler = load_sampler(cfg, ranks, path)
+    return evaluate_sampler(cfg, sampler, build.build_scorer(cfg, task, directory), task, **overrides)
+
+
+def load_sampler(cfg: Config, ranks: Ranks, path: Path) -> tuple[Task, EmbeddedRollout]:
+    """The task, and a sampler that holds a checkpoint's weights."""
     task, tokens = build.build_task(cfg)
     settings = model_from(path, cfg.model)
     with _whole_job(cfg, "loading a model to evaluate"):
@@ -237,23 +245,25 @@ def evaluate_checkpoint(cfg: Config, ranks: Ranks, path: Path, directory: Path, 
         load_weights(path, model, tokenizer_pieces=tokens.pieces())
         sampler = build.build_sampler(dataclasses.replace(cfg, model=settings), model, ranks, tokens)
         sampler.refit(0)
-    return evaluate_sampler(cfg, sampler, build.build_scorer(cfg, task, directory), task, **overrides)
+    return task, sampler
 
 
 def evaluate_sampler(cfg: Config, sampler, scorer, task, *, problems: int | None = None) -> Evaluation:
     """The same for a sampler that already holds weights."""
-    difficulty = cfg.data.validation_difficulty or cfg.data.train_difficulty
+    wanted, how = test_samples(cfg, task, problems)
     with deadline(FIRST_STEP * cfg.trainer.watchdog_s, "evaluation"):
-        return evaluate(
-            sampler,
-            scorer,
-            task.generate("test", 0, difficulty, problems or cfg.demo.test_problems),
-            samples=cfg.demo.test_samples,
-            temperature=cfg.validation.temperature,
-            max_new_tokens=cfg.validation.max_new_tokens or cfg.rollout.max_new_tokens,
-            seed=1,
-            refuse_failures=True,
-        )
+        return evaluate(sampler, scorer, wanted, refuse_failures=True, **how)
+
+
+def test_samples(cfg: Config, task: Task, problems: int | None = None) -> tuple[list[Problem], dict[str, Any]]:
+    """The test problems, and how they are sampled: arguments of `evaluate`."""
+    difficulty = cfg.data.validation_difficulty or cfg.data.train_difficulty
+    return task.generate("test", 0, difficulty, problems or cfg.demo.test_problems), {
+        "samples": cfg.demo.test_samples,
+        "temperature": cfg.validation.temperature,
+        "max_new_tokens": cfg.validation.max_new_tokens or cfg.rollout.max_new_tokens,
+        "seed": 1,
+    }
 
 
 def convert(cfg: Config, ranks: Ranks) -> Path:

@@ -32,7 +32,7 @@ from rlkd_nemo.lifecycle.watchdog import deadline
 from rlkd_nemo.log import set_step
 from rlkd_nemo.report.audit import RolloutAudit
 from rlkd_nemo.report.metrics import MetricsLog
-from rlkd_nemo.report.page import write_report
+from rlkd_nemo.report.page import template, write_report
 from rlkd_nemo.report.progress import Progress
 from rlkd_nemo.report.summary import write_summary
 from rlkd_nemo.training.exchange import agree
@@ -178,6 +178,7 @@ class RunDirectory:
             self.metrics = MetricsLog(self.path, self.cfg.exp_manager, start_step=start_step)
             self.audit = RolloutAudit(self.path, self.cfg.exp_manager.audit_rollouts, start_step)
             self.progress = Progress(self.total_steps, self.description, start=start_step)
+            template()  # the report's, now: a job that is told to stop should be gone soon after its save
         self.clock.start()
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
@@ -265,7 +266,7 @@ class RunDirectory:
 
 
 # Settings that a resumed run may change: they move neither the data nor the objective.
-_FREE = (
+FREE = (
     "name", "exp_manager.", "validation.", "gate.", "demo.", "convert.",
     "trainer.num_nodes", "trainer.devices", "trainer.accelerator", "trainer.watchdog_s", "trainer.heartbeat_s",
     "trainer.collective_timeout_s", "trainer.rlkd.max_steps", "trainer.rlkd.save_interval",
@@ -276,6 +277,7 @@ _FREE = (
     "model.context_parallel_size", "model.packed_sequences", "model.log_prob_chunk_tokens", "model.optim.", "rollout.batch_size",
     "rollout.tensor_model_parallel_size",
     "gsrm.service.", "gsrm.server.", "gsrm.token_env", "gsrm.llm.decomposer.urls", "gsrm.llm.judge.urls",
+    "gsrm.llm.decomposer.api_key_env", "gsrm.llm.judge.api_key_env",
     "gsrm.prefill.", "gsrm.label.", "gsrm.evaluation.", "gsrm.training.export", "layout.",
 )  # fmt: skip
 
@@ -295,5 +297,5 @@ def changed_settings(directory: Path, cfg: Config, watched: tuple[str, ...] | No
     return [
         f"{key}: {was.get(key)}, now {now.get(key)}"
         for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and (key.startswith(watched) if watched else not key.startswith(_FREE))
+        if was.get(key) != now.get(key) and (key.startswith(watched) if watched else not key.startswith(FREE))
     ]

@@ -15,6 +15,12 @@ if [[ -z ${RLKD_GSRM_TOKEN:-} ]]; then
   export RLKD_GSRM_TOKEN RLKD_TOKEN_MADE=yes
 fi
 
+# Likewise of its models, where they listen to other nodes; nobody outside of the job needs it.
+if [[ -z ${RLKD_VLLM_KEY:-} ]]; then
+  RLKD_VLLM_KEY=$(head -c 32 /dev/urandom | base64)
+fi
+export RLKD_VLLM_KEY
+
 declare -A rlkd_pids=()    # component -> its srun
 rlkd_work=                 # the step whose end is the job's, once it is its turn
 rlkd_asked=                # SIGUSR1 came
@@ -61,7 +67,7 @@ rlkd_start() {
   rlkd_inside "$image"
   # Until a process can hear SIGUSR1 it ignores it (it would die of it); it is asked again by the file RLKD_ENDS/stop.
   # shellcheck disable=SC2016  # expanded by the inner shell
-  srun "${options[@]}" --job-name="$name" --input=none --kill-on-bad-exit=0 \
+  srun --kill-on-bad-exit=0 "${options[@]}" --job-name="$name" --input=none \
     --output="$RLKD_LOGS/$name.$RLKD_ATTEMPT.%t.log" --open-mode=append "${rlkd_options[@]}" \
     bash -c 'trap "" USR1; exec "$@"' "$name" "${rlkd_prefix[@]}" "$RLKD_PYTHON" "${command[@]}" "$@" &
   rlkd_pids[$name]=$!
@@ -160,6 +166,9 @@ rlkd_nodes() {
 
 # rlkd_job KIND CONFIG [OVERRIDES...]: all of it. KIND is one of rlkd_nemo/launch/slurm/jobs.py.
 rlkd_job() {
+  if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    exec slurm/submit.sh "slurm/${0##*/}" "${@:3}" # started by hand: the doctor looks, and then it is submitted
+  fi
   local kind=$1 arguments=("--config-name=$2" "${@:3}") plan service code
   trap rlkd_clean_up EXIT
   trap 'exit 143' TERM

@@ -23,7 +23,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --mem=0
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the root of the checkout}"
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 # shellcheck source=slurm/common.sh
 source slurm/common.sh
 rlkd_job train rlkd_70b_to_8b "$@"

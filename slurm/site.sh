@@ -17,6 +17,8 @@ export RLKD_RUNTIME=${RLKD_RUNTIME:-none}
 export RLKD_IMAGE_trainer=${RLKD_IMAGE_trainer:-$HOME/images/rlkd-trainer.sqsh}
 export RLKD_IMAGE_vllm=${RLKD_IMAGE_vllm:-$HOME/images/rlkd-vllm.sqsh}
 export RLKD_IMAGE_cpu=${RLKD_IMAGE_cpu:-$HOME/images/rlkd-cpu.sqsh}
+# NeMo-Aligner's, for slurm/aligner_rlkd.sh alone: NVIDIA's as it is.
+export RLKD_IMAGE_aligner=${RLKD_IMAGE_aligner:-nvcr.io/nvidia/nemo:25.02}
 
 # What containers see beside the checkout: host:container pairs with commas, for models, data and results.
 export RLKD_MOUNTS=${RLKD_MOUNTS:-}

@@ -1,6 +1,7 @@
 """Which settings a resumed run may find changed."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -9,6 +10,7 @@ from rlkd_nemo import quickstart
 from rlkd_nemo.config.load import load, to_yaml
 from rlkd_nemo.config.schema import PromptsTask
 from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.report.page import template
 from rlkd_nemo.run_directory import RunDirectory, changed_settings
 from rlkd_nemo.tasks import prompts
 
@@ -55,6 +57,15 @@ def test_an_edited_prompt_file_is_other_data(tmp_path):
     extra = {"step": 1, "data": run.data}
     run._refuse_other_data(tmp_path, extra)
     assert extra == {"step": 1}  # what the trainer gets back is what it gave
+
+
+def test_the_report_s_template_is_ready_before_the_job_is_told_to_stop(tmp_path):
+    template.cache_clear()
+    cfg = load("rlkd_demo", [f"exp_manager.exp_dir={tmp_path}", "exp_manager.create_tensorboard_logger=false"])
+    run = RunDirectory(tmp_path, cfg, SimpleNamespace(is_main=True), None, total_steps=2, description="a run")
+    run.open(0)
+    run._close_files()
+    assert template.cache_info().currsize == 1
 
 
 def test_supervised_stages_of_the_quickstart_leave_the_layout_behind():

@@ -11,6 +11,9 @@ import hydra
 from omegaconf import OmegaConf
 
 from rlkd_nemo.aligner.serving import build_server
+from rlkd_nemo.config.aligner_groups import register
+
+register()
 
 
 @hydra.main(config_path="../../conf/aligner", config_name="inference_gsrm", version_base="1.1")

@@ -38,7 +38,8 @@ from rlkd_nemo.aligner.checkpoint import load_model_config
 from rlkd_nemo.aligner.compat import exiting
 from rlkd_nemo.aligner.teacher import load_teacher
 from rlkd_nemo.aligner.trainer import retrieve_rlkd_trainer_state_dict
-from rlkd_nemo.config.aligner import read
+from rlkd_nemo.config.aligner import read, read_remote
+from rlkd_nemo.config.aligner_groups import register
 from rlkd_nemo.config.objectives import needs_teacher
 
 OmegaConf.register_new_resolver("multiply", lambda x, y: x * y, replace=True)
@@ -46,6 +47,7 @@ OmegaConf.register_new_resolver("int_div", lambda x, y: x // y, replace=True)
 OmegaConf.register_new_resolver("subtract", lambda x, y: x - y, replace=True)
 
 mp.set_start_method("spawn", force=True)
+register()
 
 
 @hydra_runner(config_path="../../conf/aligner", config_name="gpt_rlkd_actor")
@@ -53,6 +55,7 @@ mp.set_start_method("spawn", force=True)
 def main(cfg) -> None:
     """Every rank runs it."""
     _, _, objective = read(cfg.trainer.reinforce.get("rlkd"))  # wrong settings are told before anything is loaded
+    read_remote(cfg.remote_rm)
     cfg.model = load_model_config(cfg.pretrained_checkpoint.restore_from_path, cfg.model)
 
     logging.info("\n\n************** Experiment configuration ***********")
@@ -71,21 +74,31 @@ def main(cfg) -> None:
     )
     init_peft(ptl_model, cfg.model)
 
+    init_policy_state_dict = None
+
     # The start weights, for a KL to them; adapters keep them beneath.
     if objective.reference_kl > 0 and cfg.model.peft.peft_scheme == "none":
-        ptl_model.init_policy_state_dict = retrieve_model_state_dict_in_cpu(
+        init_policy_state_dict = retrieve_model_state_dict_in_cpu(
             ptl_model, megatron_amp_O2=cfg.model.get("megatron_amp_O2", False)
         )
 
-    custom_trainer_state_dict = retrieve_rlkd_trainer_state_dict(trainer)
+    ptl_model.init_policy_state_dict = init_policy_state_dict
+
+    trainer_restore_path = trainer.ckpt_path
+    if trainer_restore_path is not None:  # noqa: SIM108 - as NeMo-Aligner has it
+        custom_trainer_state_dict = retrieve_rlkd_trainer_state_dict(trainer)
+    else:
+        custom_trainer_state_dict = None
+
     init_distributed(trainer, ptl_model, cfg.model.get("transformer_engine", False))
 
+    train_valid_test_num_samples = [-1, -1, -1]  # all of each
     train_ds, validation_ds, _ = build_train_valid_test_rlhf_datasets(
         cfg=cfg.model,
         data_prefix=cfg.model.data.data_prefix,
         data_impl=cfg.model.data.data_impl,
         splits_string=cfg.model.data.splits_string,
-        train_valid_test_num_samples=[-1, -1, -1],
+        train_valid_test_num_samples=train_valid_test_num_samples,
         seq_length=cfg.model.data.seq_length,
         seed=cfg.model.seed,
         tokenizer=ptl_model.tokenizer,
@@ -133,7 +146,8 @@ def main(cfg) -> None:
 
     rm = GSRMRewardClient(cfg.remote_rm)
     timer = Timer(cfg.exp_manager.get("max_time_per_run"))
-    batch_iterator_cls = get_batch_iterator_cls(cfg.trainer.reinforce.get("batch_iterator", {}))
+    batch_iterator_cfg = cfg.trainer.reinforce.get("batch_iterator", {})
+    batch_iterator_cls = get_batch_iterator_cls(batch_iterator_cfg)
 
     rlkd_trainer = RLKDTrainer(
         cfg=cfg.trainer.reinforce,

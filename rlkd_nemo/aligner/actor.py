@@ -47,7 +47,7 @@ class MegatronGPTRLKDActorModel(MegatronGPTReinforceActorModel):
 
     def __init__(self, cfg: Any, trainer: Any) -> None:
         super().__init__(cfg, trainer=trainer)
-        self.temperature = float(self.cfg.reinforce.sampling_params.get("temperature", 1.0))
+        self.temperature = float(self.cfg.reinforce.sampling_params.temperature)
         self.objective: Objective | None = None
 
     def set_objective(self, objective: Objective) -> None:

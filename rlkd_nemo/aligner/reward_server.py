@@ -24,6 +24,7 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 from rlkd_nemo.aligner.desk import RewardDesk, Row
+from rlkd_nemo.config.aligner import Inference
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,11 @@ class GSRMRewardServer:
         self,
         desk: RewardDesk,
         *,
-        model_name: str = "reward_model",
-        port: int = 5555,
+        model_name: str = Inference.model_name,
+        port: int = Inference.port,
         address: str = "0.0.0.0",
         max_batch_size: int = 9999999,
-        max_queue_delay_microseconds: int = 2000,
+        max_queue_delay_microseconds: int = Inference.max_queue_delay_microseconds,
     ) -> None:
         self.desk, self.model_name, self.port, self.address = desk, model_name, port, address
         batcher = DynamicBatcher(max_queue_delay_microseconds=max_queue_delay_microseconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlkd_nemo import tasks, tokenizer
 from rlkd_nemo.aligner.desk import RewardDesk
 from rlkd_nemo.config import gsrm_rules, ranges, service_rules
+from rlkd_nemo.config.aligner import Inference
 from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import Setting, fill, flatten, nearest
 from rlkd_nemo.errors import ConfigError
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 FILE = "conf/aligner/inference_gsrm.yaml"
 SECTIONS = ("task", "reward", "gsrm")
-
-
-@dataclass(frozen=True)
-class Inference:
-    """Where the server listens; keys and defaults of NeMo-Aligner's inference_rm.yaml."""
-
-    port: int = 5555
-    model_name: str = "reward_model"
-    max_queue_delay_microseconds: int = 2000
 
 
 def read(tree: Mapping[str, Any]) -> tuple[Inference, Config]:
@@ -97,4 +88,6 @@ def _scorer(cfg: Config, task: Task) -> Scorer:
             raise ConfigError(f"gsrm.scorer=service needs {err.name}: pip install 'rlkd_nemo[gsrm]'") from err
 
         return scorer(cfg, task)
-    return EmbeddedScorer(task, cfg.reward, cfg.gsrm, Path(cfg.gsrm.reference_store or "references"))
+    if cfg.gsrm.reference_store is None:
+        raise ConfigError("gsrm.reference_store is not set; wanted a directory for the teacher paths taken apart")
+    return EmbeddedScorer(task, cfg.reward, cfg.gsrm, Path(cfg.gsrm.reference_store))

@@ -36,6 +36,34 @@ class AlignerRlkd:
     min_teacher_influence: float = Gate.min_teacher_influence  # share of the gradient that the teacher moves
 
 
+@dataclass
+class RemoteRm:
+    """What RLKD adds to `remote_rm`: NeMo-Aligner waits 100 minutes for a server and a week for a reply."""
+
+    ready_timeout_s: float = 300.0  # for a server to be there with its model loaded
+    request_timeout_s: float = (
+        1800.0  # for one request, times that it is asked again included; then its rows have no reward
+    )
+
+
+@dataclass
+class RewardModel:
+    """`remote_rm.reward_model`, where the client finds the server."""
+
+    name: str
+    ip: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Inference:
+    """`inference`, where the reward server listens; the keys of NeMo-Aligner's inference_rm.yaml."""
+
+    port: int = 5555
+    model_name: str = "reward_model"
+    max_queue_delay_microseconds: int = 2000  # how long a request waits for others of its width to be scored with it
+
+
 def read(section: Mapping[str, Any] | DictConfig | None) -> tuple[AlignerRlkd, str, PolicyObjective]:
     """The section as typed settings, the objective's name and its settings.
 
@@ -56,6 +84,40 @@ def read(section: Mapping[str, Any] | DictConfig | None) -> tuple[AlignerRlkd, s
     if problems:
         raise ConfigError(problems)
     return settings, name, objective
+
+
+def read_remote(section: Mapping[str, Any] | DictConfig) -> tuple[RemoteRm, RewardModel, int | None]:
+    """The section `remote_rm`: deadlines, address, and the width that requests are padded to (None: their own).
+
+    Raises: ConfigError with every problem found, each naming its key.
+    """
+    given = dict(OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else section)  # type: ignore[arg-type]
+    own, model_keys = [f.name for f in dataclasses.fields(RemoteRm)], [f.name for f in dataclasses.fields(RewardModel)]
+    known = [*own, "pad_to_length", "reward_model"]
+    problems = [f"remote_rm.{key} is no setting{nearest(str(key), known)}" for key in given if key not in known]
+    model = given.get("reward_model") or {}
+    problems += [f"remote_rm.reward_model.{key} is no setting" for key in model if key not in model_keys]
+    problems += [f"remote_rm.reward_model.{key} is missing" for key in model_keys if model.get(key) is None]
+    width = given.get("pad_to_length")
+    if width is not None and (not isinstance(width, int) or width < 1):
+        problems.append(f"remote_rm.pad_to_length={width!r} is out of range; wanted a number of tokens, or null")
+    if problems:
+        raise ConfigError(problems)
+    try:
+        remote: Any = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(RemoteRm), {key: given[key] for key in own if key in given})
+        )
+        address: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RewardModel), model))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"remote_rm: {error.full_key or ''}: {str(error).splitlines()[0]}") from error
+    for key in own:
+        if not getattr(remote, key) > 0:
+            problems.append(f"remote_rm.{key}={getattr(remote, key)} is out of range; wanted seconds > 0")
+    if not 1 <= address.port <= 65535:
+        problems.append(f"remote_rm.reward_model.port={address.port} is no port; wanted 1 to 65535")
+    if problems:
+        raise ConfigError(problems)
+    return remote, address, width
 
 
 def _objective(section: Mapping[str, Any]) -> tuple[str, PolicyObjective]:

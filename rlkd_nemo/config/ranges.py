@@ -45,6 +45,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gsrm.llm.domain": DOMAINS,
     "gsrm.training.form": ("json", "tags"),
     "gsrm.llm.judging": ("per_pair", "per_response"),
+    "gsrm.label.verdicts": ("none", "per_pair", "per_response", "both"),
     "gsrm.llm.lazy": ("auto", "on", "off"),
     "gsrm.llm.decomposer.constrain": CONSTRAIN,
     "gsrm.llm.judge.constrain": CONSTRAIN,
@@ -83,7 +84,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     "gsrm.llm.judge": ("max_concurrency", "attempts", "breaker_failures"),
     "gsrm.server": ("max_connections", "concurrency", "items_per_request", "body_bytes", "text_chars", "retry_after_s"),
     "gsrm.prefill": ("num_problems", "concurrency"),
-    "gsrm.label": ("num_problems", "concurrency"),
+    "gsrm.label": ("num_problems", "concurrency", "text_pairs"),
     "gsrm.evaluation": ("concurrency",),
     "gsrm_demo": ("num_rows", "held_out_rows"),
     "gsrm.service": ("items_per_request", "concurrency", "attempts", "probes"),
@@ -126,6 +127,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
     "demo.student": ("lr",),
 }
 NOT_NEGATIVE: dict[str, tuple[str, ...]] = {
+    "gsrm.label": ("mixed",),
     "exp_manager": ("stop_margin_s",),
     "trainer.rlkd": ("val_check_interval", "save_interval", "gradient_clip_val"),
     "trainer.sft": ("save_interval", "gradient_clip_val"),

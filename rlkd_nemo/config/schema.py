@@ -329,7 +329,7 @@ class Prefill:
 
     num_problems: int | None = None  # of the train and of the validation stream; null: every problem of a prompt file
     concurrency: int = 32  # references in flight
-    per_s: float | None = None  # most references begun in a second; null: as many as the endpoints take
+    per_s: float | None = None  # most calls of the decomposer in a second, tries after a failure included
 
 
 @dataclass
@@ -346,12 +346,15 @@ class GsrmTraining:
 
 @dataclass
 class Label:
-    """`examples/label_gsrm_data.py`: training data for a GSRM, by the model of `gsrm.llm.decomposer`."""
+    """`examples/label_gsrm_data.py`: training data for a GSRM, all by the model of `gsrm.llm.decomposer`."""
 
     out: str | None = None  # rows as gsrm/dataset.py has them; null: <exp_dir>/gsrm_data.jsonl
     num_problems: int | None = None  # null: every problem of a prompt file
     concurrency: int = 32  # texts in flight
-    per_s: float | None = None  # most texts begun in a second, tries after a failure apart; null: no limit
+    per_s: float | None = None  # most calls in a second, tries after a failure included; null: no limit
+    verdicts: str = "none"  # rows that compare steps: none; per_pair, per_response (as gsrm.llm.judging); both
+    text_pairs: int = 1  # of a problem's texts, two by two, that are compared
+    mixed: int = 1  # more for each of them, with steps of other places and problems, which mostly differ
 
 
 @dataclass

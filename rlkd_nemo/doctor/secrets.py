@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from rlkd_nemo.config.schema import Config
-from rlkd_nemo.doctor.finding import Finding
+from rlkd_nemo.doctor.finding import Finding, note
 
 
 def findings(cfg: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -15,7 +15,12 @@ def findings(cfg: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
     gsrm = cfg.gsrm
     remote = [url for url in gsrm.service.urls if not _is_loopback(url)]
     if gsrm.scorer == "service" and not environment.get(gsrm.token_env):
-        if cfg.layout.gsrm.nodes > 0:
+        if cfg.layout.gsrm.nodes > 0 and "SLURM_JOB_ID" not in environment:
+            yield note(
+                f"{gsrm.token_env} (gsrm.token_env) is not set: the scripts of slurm/ make a secret for each job; export one of "
+                "your own where you start the GSRM's server yourself"
+            )
+        elif cfg.layout.gsrm.nodes > 0:
             yield Finding(
                 f"environment variable {gsrm.token_env} (gsrm.token_env) is not set, but the GSRM's server is on another node "
                 "(layout.gsrm.nodes), which no one else should ask; export it with a secret of your own before submission"

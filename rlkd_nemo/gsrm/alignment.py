@@ -148,6 +148,12 @@ def same_meta(teacher: Step, student: Step) -> Asking[bool]:
     return same
 
 
+def comparable(student: Step, teacher: Step) -> list[Question]:
+    """What a model may be asked about a pair of steps: the fields that both have."""
+    fields = ((kind, getattr(teacher, kind), getattr(student, kind)) for kind in ("meta", "question", "answer"))
+    return [Question(kind, theirs, mine) for kind, theirs, mine in fields if theirs and mine]
+
+
 def compare_solving(teacher: Step, student: Step) -> Asking[tuple[bool | None, bool | None]]:
     """Do question and answer agree? None where the teacher gives none; one that the student lacks disagrees."""
     questions = [

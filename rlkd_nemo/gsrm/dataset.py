@@ -1,10 +1,12 @@
-"""Labelled examples of the GSRM's two tasks, as JSON lines: what it is trained on, and measured against.
+"""Labelled examples of the GSRM's tasks, as JSON lines: what it is trained on, and measured against.
 
     {"id": "r1", "domain": "math", "problem": "...", "text": "...", "steps": [{"meta": "...", "question": "...", "answer": null}]}
     {"id": "j1", "problem": "...", "kind": "answer", "teacher": "1/2", "student": "0.5", "verdict": "yes"}
+    {"id": "a1", "problem": "...", "pairs": [{"teacher": {"meta": "a"}, "student": {"meta": "b"}, "verdicts": {"meta": "no"}}]}
 
 A decomposition takes `text` (reasoning, with or without <think>) apart; a verdict compares one field of two steps, as
-the judge does under `gsrm.llm.judging: per_pair` (there is no row for `per_response`). `source` may say who labelled.
+the judge does under `gsrm.llm.judging: per_pair`; `pairs` have all verdicts of a response, as under `per_response`.
+`source` may say who labelled.
 Rows become chats through `prompting`, so that what is trained is what is served, to the character.
 """
 
@@ -19,16 +21,20 @@ from typing import Any
 from rlkd_nemo.config.ranges import DOMAINS
 from rlkd_nemo.errors import BadReply, InputError, PromptFileError
 from rlkd_nemo.gsrm import schema, stream
+from rlkd_nemo.gsrm.alignment import Question
 from rlkd_nemo.gsrm.prompting import Messages, Prompts
 from rlkd_nemo.gsrm.steps import thinking
+from rlkd_nemo.gsrm.verdict_reply import YES_NO as VERDICTS
+from rlkd_nemo.gsrm.verdict_reply import write_verdicts
 from rlkd_nemo.tasks.json_lines import rows
 from rlkd_nemo.tasks.prompts import content_id, place
 from rlkd_nemo.types import Step
 
 KINDS = schema.FIELDS  # what a verdict may be about
-VERDICTS = ("yes", "no")
 _DECOMPOSITION = ("id", "domain", "problem", "text", "steps")
 _VERDICT = ("id", "problem", "kind", "teacher", "student", "verdict")
+_RESPONSE = ("id", "problem", "pairs")
+_PAIR = ("teacher", "student", "verdicts")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,37 @@ class VerdictRow:
     source: str = ""
 
 
-Row = DecompositionRow | VerdictRow
+@dataclass(frozen=True)
+class Pair:
+    """A step of each, field by field, and what is the same. All three have the same fields, in the order of KINDS."""
+
+    teacher: dict[str, str]
+    student: dict[str, str]
+    same: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class ResponseRow:
+    """All verdicts of a response: its steps against a reference's, pair by pair, numbered from 1."""
+
+    id: str
+    problem: str
+    pairs: tuple[Pair, ...]
+    source: str = ""
+
+    @property
+    def verdicts(self) -> dict[tuple[int, str], bool]:
+        """By number and kind."""
+        return {(n, kind): same for n, pair in enumerate(self.pairs, 1) for kind, same in pair.same.items()}
+
+    @property
+    def questions(self) -> list[tuple[int, Question]]:
+        """What the verdicts are about, numbered."""
+        pairs = enumerate(self.pairs, 1)
+        return [(n, Question(kind, pair.teacher[kind], pair.student[kind])) for n, pair in pairs for kind in pair.same]
+
+
+Row = DecompositionRow | VerdictRow | ResponseRow
 
 
 @dataclass(frozen=True)
@@ -101,7 +137,7 @@ def read(path: str | Path, key: str, form: schema.Form = "json") -> list[Row]:
 def parse(fields: dict[str, Any], form: schema.Form = "json") -> Row:
     """One row from decoded JSON. Raises InputError with the first thing that is wrong."""
     is_verdict = "verdict" in fields or "kind" in fields
-    wanted = _VERDICT if is_verdict else _DECOMPOSITION
+    wanted = _RESPONSE if "pairs" in fields else _VERDICT if is_verdict else _DECOMPOSITION
     missing = [name for name in wanted if name not in fields]
     if missing:
         raise InputError(f"{missing[0]!r} is missing; wanted {', '.join(wanted)}")
@@ -109,9 +145,11 @@ def parse(fields: dict[str, Any], form: schema.Form = "json") -> Row:
     if strange:
         raise InputError(f"the key {strange[0]!r} is unknown; wanted {', '.join(wanted)}, source")
     for name, value in fields.items():
-        if name != "steps":
+        if name not in ("steps", "pairs"):
             _check_text(name, value)
     source = fields.get("source", "")
+    if "pairs" in fields:
+        return ResponseRow(fields["id"], fields["problem"], _pairs(fields["pairs"]), source)
     if is_verdict:
         _check_choice("kind", fields["kind"], KINDS)
         _check_choice("verdict", fields["verdict"], VERDICTS)
@@ -130,6 +168,9 @@ def line(row: Row) -> str:
     fields = asdict(row)
     if isinstance(row, VerdictRow):
         fields["verdict"] = VERDICTS[not fields.pop("same")]
+    elif isinstance(row, ResponseRow):
+        for pair in fields["pairs"]:
+            pair["verdicts"] = {kind: VERDICTS[not same] for kind, same in pair.pop("same").items()}
     if not row.source:
         del fields["source"]
     return json.dumps(fields, ensure_ascii=False) + "\n"
@@ -143,6 +184,12 @@ def conversation(row: Row, prompts: Prompts, form: schema.Form) -> Conversation:
     """
     if isinstance(row, VerdictRow):
         prompt = prompts.question(row.kind, row.teacher, row.student, row.problem)
+    elif isinstance(row, ResponseRow):
+        pairs = [
+            {"number": n, "fields": list(pair.same), "teacher": pair.teacher, "student": pair.student}
+            for n, pair in enumerate(row.pairs, start=1)
+        ]
+        prompt = prompts.all_questions(pairs, row.problem)
     else:
         prompt = prompts.decomposition(row.problem, thinking(row.text), row.domain, form)
     return Conversation(prompt.messages, reply(row, form), prompt.cut_chars)
@@ -155,6 +202,8 @@ def reply(row: Row, form: schema.Form) -> str:
     """
     if isinstance(row, VerdictRow):
         return VERDICTS[not row.same]
+    if isinstance(row, ResponseRow):
+        return write_verdicts(row.verdicts)
     written = schema.write(row.steps, form)
     reader = stream.reader(form)
     try:
@@ -178,6 +227,30 @@ def split(found: Sequence[Row], held_out: float) -> tuple[list[Row], list[Row]]:
     for row in found:
         parts[place(content_id(row.problem)) < held_out].append(row)
     return parts
+
+
+def _pairs(value: Any) -> tuple[Pair, ...]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"'pairs' is {json.dumps(value)[:80]}; wanted a list with at least one object")
+    found = []
+    for number, fields in enumerate(value, start=1):
+        name = f"pairs[{number}]"
+        if not isinstance(fields, dict) or set(fields) != set(_PAIR):
+            raise InputError(f"{name!r} has not exactly the keys {', '.join(_PAIR)}")
+        kinds = [kind for kind in KINDS if isinstance(fields["verdicts"], dict) and kind in fields["verdicts"]]
+        for part in _PAIR:
+            if not isinstance(fields[part], dict) or set(fields[part]) != set(kinds) or not kinds:
+                raise InputError(
+                    f"'{name}.{part}' does not have the fields that are compared; wanted the same in {', '.join(_PAIR)}, "
+                    f"out of {', '.join(KINDS)}"
+                )
+            for kind in kinds:
+                _check_text(f"{name}.{part}.{kind}", fields[part][kind])
+        for kind in kinds:
+            _check_choice(f"{name}.verdicts.{kind}", fields["verdicts"][kind], VERDICTS)
+        teacher, student, said = ({kind: fields[part][kind] for kind in kinds} for part in _PAIR)
+        found.append(Pair(teacher, student, {kind: word == "yes" for kind, word in said.items()}))
+    return tuple(found)
 
 
 def _steps(value: Any) -> tuple[Step, ...]:

@@ -24,7 +24,7 @@ class Demonstrations:
     """Prompts as an inference server would make them, each with the right reply; every pass in an order of its own.
 
     Args:
-        rows: decompositions and verdicts.
+        rows: decompositions, verdicts, and all verdicts of a response.
         form: json for a model that is served under constrained decoding, tags for one that is not.
         max_tokens: of prompt and reply with its end; a longer row is refused, or left out if `drop_longer`.
         on_row: told how many rows have been looked at.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlkd_nemo.gsrm.alignment import StructureResult
-from rlkd_nemo.gsrm.dataset import DecompositionRow, VerdictRow
+from rlkd_nemo.gsrm.dataset import DecompositionRow
 from rlkd_nemo.types import Step
 
 
@@ -67,16 +67,16 @@ class StepFigures:
 
 @dataclass
 class VerdictFigures:
-    """A judge's verdicts against labelled ones: pairs of (labelled, said)."""
+    """A judge's verdicts against labelled ones: pairs of (labelled, said). A row has one, or all of a response."""
 
     rows: int = 0
     said: Counter[tuple[bool, bool]] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: VerdictRow, same: bool) -> None:
-        """Count a verdict."""
+    def add(self, verdicts: Sequence[tuple[bool, bool]]) -> None:
+        """Count a row's verdicts."""
         self.rows += 1
-        self.said[row.same, same] += 1
+        self.said.update(verdicts)
 
     def fail(self, name: str) -> None:
         """One more row has no verdict."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from rlkd_nemo.errors import InputError
 from rlkd_nemo.gsrm.tree import Tree, merge
@@ -150,20 +150,29 @@ async def _claimed(path: Path) -> AsyncIterator[None]:
     Where the file system has no locks, two may do the same work; entries stay whole, each being written by replacement.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                await asyncio.sleep(_LOOK_AGAIN_S)
-            except OSError as err:
-                log.warning("%s: no locks there (%s); a reference may be decomposed twice", path.parent, err)
-                break
+    with await _locked(path):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+async def _locked(path: Path) -> IO[str]:
+    """The open file under `path`, once the lock on it is ours."""
+    while True:
+        lock = path.open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who had it before has removed the file: a lock on that one keeps nobody out.
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError as err:
+            log.warning("%s: no locks there (%s); a reference may be decomposed twice", path.parent, err)
+            return lock
+        lock.close()
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 def _plain_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:

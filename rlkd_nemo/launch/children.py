@@ -6,12 +6,10 @@ Each leads a session of its own, so that its children end with it and a Ctrl-C a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from rlkd_nemo.errors import EXIT_PREEMPTED, Preempted, RlkdError
+from rlkd_nemo.launch.parent import die_with
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")
@@ -26,7 +25,6 @@ _POLL_S = 0.1
 _NEWS_S = 10.0  # between lines about a program that is still starting
 _STOP_S = 30.0  # from SIGTERM to SIGKILL
 _TAIL_LINES = 15
-_PR_SET_PDEATHSIG = 1
 
 
 class Children:
@@ -66,7 +64,7 @@ class Children:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=lambda: _die_with(parent),
+                preexec_fn=lambda: die_with(parent, signal.SIGTERM),
             )
         except OSError as err:
             raise RlkdError(f"{name} cannot be started: {command[0]}: {err.strerror}") from err
@@ -145,11 +143,3 @@ class Children:
 
 def _how(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-
-
-def _die_with(parent: int) -> None:
-    """In the child: SIGTERM when the parent is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)

@@ -7,7 +7,6 @@ of these runs on each node of the GSRM's component.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -21,10 +20,10 @@ from rlkd_nemo.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, Preempted, 
 from rlkd_nemo.launch import rank
 from rlkd_nemo.launch.cli import load_checked, parser
 from rlkd_nemo.launch.components import parts, replicas
+from rlkd_nemo.launch.parent import die_with
 from rlkd_nemo.lifecycle import signals
 
 _POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1
 # A service is no rank, and reports to nobody.
 _OURS = (rank.REPORTS, rank.LAUNCHER, "RANK", "SLURM_STEP_ID")
 _SERVER = Path("examples/serve_gsrm.py")
@@ -101,13 +100,12 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], drain_s: float) -> None:
 
 def _die_with_parent() -> Callable[[], None]:
     """For the child, before it becomes the service: however this process dies, the kernel ends the service."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    keeper = os.getpid()
 
     def tie() -> None:
         # `srun` gives SIGUSR1 to services too, which would die of it; we tell them by SIGTERM.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        if library is not None:
-            library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with(keeper, signal.SIGKILL)
 
     return tie
 

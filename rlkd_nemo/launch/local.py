@@ -29,8 +29,8 @@ from rlkd_nemo.launch.rank import BEAT, LAUNCHER, REPORTS, STACKS, TELL_STACKS
 GRACE_S = 15.0
 _POLL_S = 0.05
 _FIRST_PORT = 20000
-# So long to write their stacks, those that are ended.
-_STACKS_S = 0.5
+# At most so long to write their stacks, those that are ended; a rank that is stopped never does.
+_STACKS_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,19 @@ class _Group:
             process.wait()
 
     def _ask_for_stacks(self) -> None:
-        asked = False
+        asked = []
         for rank, process in enumerate(self.processes):
             # Before a rank is ready the signal would kill it; it would be killed next in any case.
             if process.poll() is None and (self.folder / f"{rank}.ready").exists():
                 process.send_signal(TELL_STACKS)
-                asked = True
-        if asked:
-            time.sleep(_STACKS_S)
+                asked.append(self.folder / f"{rank}{STACKS}")
+        end, before = time.monotonic() + _STACKS_S, [0] * len(asked)
+        while asked and time.monotonic() < end:
+            time.sleep(2 * _POLL_S)
+            written = [file.stat().st_size for file in asked]
+            if all(written) and written == before:  # word by word: they are done when nothing comes any more
+                return
+            before = written
 
     def _forward(self) -> None:
         for number in self.wanted:

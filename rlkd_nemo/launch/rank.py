@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import faulthandler
 import json
 import logging
@@ -25,6 +24,7 @@ from typing import Any, NoReturn, TextIO
 from rlkd_nemo import log
 from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_PREEMPTED, RlkdError
 from rlkd_nemo.launch import extras
+from rlkd_nemo.launch.parent import die_with
 from rlkd_nemo.lifecycle import signals
 
 # Set by launch/local.py: where ranks report, and the process they must not outlive.
@@ -35,18 +35,19 @@ BEAT, STACKS, TELL_STACKS = ".beat", ".stacks", signal.SIGUSR2
 # Left there by a launcher that cannot wait for ranks to be ready (slurm/common.sh) before it signals them.
 STOP = "stop"
 
-_PR_SET_PDEATHSIG = 1
 _code: int | None = None  # what `leave` was given
 _stacks: TextIO | None = None  # open as long as the process: faulthandler writes to it from a signal
 # Taken for good by whoever ends this process from another thread (lifecycle/watchdog.py); `leave` lets it, for so long.
 ending = threading.Lock()
 _ENDING_S = 10.0
+# A main thread that fails and a heartbeat that ends the process may report at the same moment.
+_reporting = threading.Lock()
 
 
 def enter() -> None:
     """Tie this rank to its launcher, catch signals, and say that it is ready for them."""
     if os.environ.get(LAUNCHER):
-        _die_with(int(os.environ[LAUNCHER]))
+        die_with(int(os.environ[LAUNCHER]), signal.SIGKILL)
     signals.install()
     # Registered before any library is imported, so that it runs after all that they registered.
     atexit.register(_end_at_once)
@@ -94,12 +95,13 @@ def report(code: int, message: str, *, deliberate: bool = False) -> None:
                 f"rank {_rank()}: {message.rstrip()}\n" if "RANK" in os.environ else f"{message.rstrip()}\n"
             )
         return
-    if (Path(folder) / f"{_rank()}.json").exists():
-        return  # the first word is the cause: what fails while this rank is ended follows from it
-    words = {"code": code, "message": message, "deliberate": deliberate, "time": time.time()}
-    partial = Path(folder) / f"{_rank()}.partial"
-    partial.write_text(json.dumps(words))
-    partial.replace(Path(folder) / f"{_rank()}.json")
+    with _reporting:
+        if (Path(folder) / f"{_rank()}.json").exists():
+            return  # the first word is the cause: what fails while this rank is ended follows from it
+        words = {"code": code, "message": message, "deliberate": deliberate, "time": time.time()}
+        partial = Path(folder) / f"{_rank()}.partial"
+        partial.write_text(json.dumps(words))
+        partial.replace(Path(folder) / f"{_rank()}.json")
 
 
 def leave_beat(stage: str) -> None:
@@ -139,11 +141,3 @@ def _end_at_once() -> None:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def _die_with(launcher: int) -> None:
-    """Have the kernel end this process when its launcher dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it died before we asked
-        os._exit(EXIT_ERROR)

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 2.0
 _ENDED = "ended"
+# At the end of a job that was told to stop every moment counts: rank 0 asks so often whether the others have left.
+_LEAVING_S = 0.01
 # Even a starved peer has heard a verdict by then; launchers give more before they kill.
 _LINGER_S = 5.0
 
@@ -78,7 +80,10 @@ class Heartbeat:
 
     def silence(self) -> float:
         """Seconds since any rank made a mark."""
-        return time.monotonic() - self._seen["job"][1]
+        now = time.monotonic()
+        if self._slept(max(self._awake.values()), now):
+            return 0.0  # a deadline was the first to wake up; `_forgive_sleep` comes next
+        return now - self._seen["job"][1]
 
     def table(self) -> str:
         """Where the ranks are, as rank 0 last saw them."""
@@ -100,8 +105,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self.period_s):
-            self._forgive_sleep("_run")
-            self._beat()
+            self._beat(self._forgive_sleep("_run"))
         try:
             self._write(str(self.rank), self._state(done=True))
             if self.rank == 0:
@@ -110,7 +114,8 @@ class Heartbeat:
         except RuntimeError:
             log.debug("the store had gone before this rank's last beat")
 
-    def _beat(self) -> None:
+    def _beat(self, now: float) -> None:
+        """Args: now: when it began, awake: this process may be suspended between a question and its answer."""
         leave_beat(watchdog.progress().what)
         try:
             self._write(str(self.rank), self._state(done=False))
@@ -125,13 +130,13 @@ class Heartbeat:
             watchdog.end(f"ends with the others: {verdict['message']}", tell=False)
         if job is not None:
             self._job = job
-            self._unchanged("job", (job["marks"], tuple(job["where"])))
-        self._hear(neighbour)
+            self._unchanged("job", (job["marks"], tuple(job["where"])), now)
+        self._hear(neighbour, now)
 
     def _watch_store(self) -> None:
         while not self._stop.wait(self.period_s):
-            self._forgive_sleep("_watch_store")
-            if not self._over() and self._unchanged("store", 0):
+            now = self._forgive_sleep("_watch_store")
+            if not self._over() and self._unchanged("store", 0, now):
                 silence = self._silence("store")
                 watchdog.end(
                     f"rank 0, which holds the store of the ranks, has not answered for {silence}: "
@@ -141,24 +146,37 @@ class Heartbeat:
     def _wait_for_the_others(self) -> None:
         """The store goes with rank 0: the others read first that it ended in good order."""
         until = time.monotonic() + 3 * self.period_s
-        states = [self._read(str(rank)) for rank in range(1, self.size)]
-        while time.monotonic() < until and not all(state is not None and state["done"] for state in states):
-            time.sleep(self.period_s / 10)
-            states = [self._read(str(rank)) for rank in range(1, self.size)]
+        left = list(range(1, self.size))
+        while time.monotonic() < until:
+            left = [rank for rank in left if not self._has_ended(rank)]
+            if not left:
+                break
+            time.sleep(_LEAVING_S)
 
-    def _forgive_sleep(self, thread: str) -> None:
-        """After this process itself was suspended (a suspended job is, whole), nobody is blamed for that time."""
+    def _has_ended(self, rank: int) -> bool:
+        state = self._read(str(rank))
+        return state is not None and state["done"]
+
+    def _forgive_sleep(self, thread: str) -> float:
+        """After this process itself was suspended (a suspended job is, whole), nobody is blamed for that time.
+
+        Returns: now.
+        """
         now = time.monotonic()
-        if now - self._awake[thread] > self.period_s + self.silence_s / 2:
+        if self._slept(self._awake[thread], now):
             self._seen = {name: (value, now) for name, (value, _) in self._seen.items()}
             watchdog.mark("awake again")
         self._awake[thread] = now
+        return now
 
-    def _hear(self, neighbour: dict[str, Any] | None) -> None:
+    def _slept(self, awake: float, now: float) -> bool:
+        return now - awake > self.period_s + self.silence_s / 2
+
+    def _hear(self, neighbour: dict[str, Any] | None, now: float) -> None:
         other = (self.rank + 1) % self.size
         if neighbour is not None and neighbour["done"]:
             self._seen["neighbour"] = (None, time.monotonic())
-        elif self._unchanged("neighbour", None if neighbour is None else neighbour["beat"]):
+        elif self._unchanged("neighbour", None if neighbour is None else neighbour["beat"], now):
             place = "which never began"
             if neighbour is not None:
                 place = f"process {neighbour['process']}, last in {neighbour['what']}"
@@ -184,13 +202,13 @@ class Heartbeat:
         what = _ENDED if done else now.what
         return {"beat": self._beats, "marks": now.marks, "what": what, "process": process, "done": done}
 
-    def _unchanged(self, name: str, value: object) -> bool:
-        """Note `value`; True if it has been the same for longer than `silence_s`."""
+    def _unchanged(self, name: str, value: object, now: float) -> bool:
+        """Note `value`; True if, when it was asked for, it had been the same for longer than `silence_s`."""
         before, since = self._seen[name]
         if value != before:
             self._seen[name] = (value, time.monotonic())
             return False
-        return time.monotonic() - since > self.silence_s
+        return now - since > self.silence_s
 
     def _silence(self, name: str) -> str:
         return f"{time.monotonic() - self._seen[name][1]:.0f} s"

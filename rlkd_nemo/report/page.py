@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -45,13 +46,8 @@ def write_report(
     directories = {name: Path(path) for name, path in (runs or {"": run_dir}).items()}
     lines = {name: metrics.read(path) for name, path in directories.items()}
     drawn = plots(lines)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rlkd_nemo.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.filters.update(number=number, fact=fact, duration=duration)
     config = directories[""] / "config.yaml" if runs is None else None
-    page = environment.get_template("report.html.j2").render(
+    page = template().render(
         title=title,
         subtitle=_subtitle(lines),
         measures=measures(summary),
@@ -71,6 +67,19 @@ def write_report(
     write_atomically(path, page)
     log.info("report: %s (%.2f MB)", path, len(page.encode("utf-8", "replace")) / 1e6)
     return path
+
+
+@functools.cache
+def template() -> jinja2.Template:
+    """The page's template. Compiled at the first call, which takes most of the time that a report takes: a job that
+    will have little time for it in the end calls this at its start.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rlkd_nemo.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters.update(number=number, fact=fact, duration=duration)
+    return environment.get_template("report.html.j2")
 
 
 ASSETS = {

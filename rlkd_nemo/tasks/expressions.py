@@ -113,7 +113,7 @@ class Expressions:
 
     def notation(self) -> Notation:
         """`letter:question=answer;` a step; in prose the sentences, read by rule."""
-        return Notation("prose-1", prose.decompose) if self.prose else Notation("expressions-1", decompose)
+        return _notation(self.prose)
 
     def _trees(self, split: str, seed: int, difficulty: str, n: int, start: int) -> list[tuple[Node, int]]:
         if split not in SPLITS:
@@ -185,6 +185,15 @@ class Expressions:
             difficulty=str(size),
             extra={"expression": expression, "modulus": self.modulus},
         )
+
+
+def notation(settings: ExpressionsTask) -> Notation:
+    """How the task writes steps."""
+    return _notation(settings.style == "prose")
+
+
+def _notation(in_prose: bool) -> Notation:
+    return Notation("prose-1", prose.decompose) if in_prose else Notation("expressions-1", decompose)
 
 
 def build(settings: ExpressionsTask) -> Expressions:

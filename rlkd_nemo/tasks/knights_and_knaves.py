@@ -151,6 +151,11 @@ class KnightsAndKnaves:
         )
 
 
+def notation(settings: KnightsAndKnavesTask) -> None:
+    """Steps carry the usual tags."""
+    return None
+
+
 def build(settings: KnightsAndKnavesTask) -> KnightsAndKnaves:
     """The task for its settings. Raises as `KnightsAndKnaves` does."""
     return KnightsAndKnaves(settings)

@@ -70,6 +70,11 @@ class Mathematics(Prompts):
         return found is not None and self._verifier.equal(problem.answer, found)
 
 
+def notation(settings: MathTask) -> None:
+    """Steps carry the usual tags."""
+    return None
+
+
 def build(settings: MathTask) -> Mathematics:
     """The task for its settings. Raises as `Mathematics` does."""
     return Mathematics(settings)

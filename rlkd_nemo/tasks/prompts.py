@@ -103,6 +103,11 @@ class Prompts:
         return "validation" if at < self.settings.test_fraction + self.settings.validation_fraction else "train"
 
 
+def notation(settings: PromptsTask) -> None:
+    """Steps carry the usual tags."""
+    return None
+
+
 def build(settings: PromptsTask) -> Prompts:
     """The task for its settings. Raises as `Prompts` does."""
     return Prompts(settings)

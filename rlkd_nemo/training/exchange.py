@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from rlkd_nemo.errors import RlkdError
 from rlkd_nemo.lifecycle.watchdog import mark
 
 Item = TypeVar("Item")
@@ -29,6 +30,23 @@ def map_shared(function: Callable[[list[Item]], list[Result]], items: Sequence[I
     parts: list = [None] * size
     dist.all_gather_object(parts, mine)
     return [parts[i % size][i // size] for i in range(len(items))]
+
+
+def from_main(function: Callable[[], Result]) -> Result:
+    """What `function()` gives on rank 0, on every rank; an error of ours that it raises there is raised on all."""
+    rank, size = world()
+    if size == 1:
+        return function()
+    told: list = [None, None]
+    if rank == 0:
+        try:
+            told[0] = function()
+        except RlkdError as err:
+            told[1] = err
+    dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
 
 
 def agree(flag: bool, device: torch.device | None = None) -> bool:

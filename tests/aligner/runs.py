@@ -12,7 +12,7 @@ def arguments(models, folder, port, ranks, **changes):
     keys = {
         "trainer.devices": ranks, "trainer.num_nodes": 1, "trainer.accelerator": "cpu", "trainer.precision": 32,
         "trainer.reinforce.max_epochs": 4, "trainer.reinforce.max_steps": 12, "trainer.reinforce.val_check_interval": 1,
-        "trainer.reinforce.save_interval": 6, "+trainer.reinforce.rlkd.epochs": 2, "trainer.reinforce.num_rollouts_per_prompt": 8,
+        "trainer.reinforce.save_interval": 6, "trainer.reinforce.rlkd.epochs": 2, "trainer.reinforce.num_rollouts_per_prompt": 8,
         "remote_rm.reward_model.port": port, "remote_rm.pad_to_length": "null", "remote_rm.ready_timeout_s": 20,
         "remote_rm.request_timeout_s": 30, "teacher.restore_from_path": models / "teacher.nemo",
         "pretrained_checkpoint.restore_from_path": models / "student.nemo", "exp_manager.explicit_log_dir": folder,

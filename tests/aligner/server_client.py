@@ -1,6 +1,7 @@
 """NeMo-Aligner's own reward client, and ours, against a server at PORT; one rank, prints what it saw as lines of JSON.
 
-Usage: server_client.py PORT TOKENIZER HOW, HOW one of stock, ours, gone, wrong.
+Usage: server_client.py PORT TOKENIZER HOW, HOW one of stock, ours, gone, or names of models joined by commas: what
+happens to ours with each of them.
 """
 
 import json
@@ -23,10 +24,11 @@ from nemo_aligner.models.nlp.gpt.reward_critic_clients import RemoteGPTRMClient
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from rlkd_nemo.aligner import GSRMRewardClient
+from rlkd_nemo.aligner import GSRMRewardClient, endpoint
 from rlkd_nemo.errors import RlkdError
 
 assert tiny.VOCAB
+LONG = 400
 
 
 def tell(**what):
@@ -53,15 +55,38 @@ def right(a, b, answer=None):
     return f"{a} {b} : [Meta-reasoning] {a} {b} [Answer] {answer} <answer> {answer} </answer>"
 
 
+def settings(port, name="reward_model", ready_timeout_s=3, request_timeout_s=6):
+    return OmegaConf.create(
+        {"reward_model": {"name": name, "ip": "127.0.0.1", "port": port}, "pad_to_length": None,
+         "ready_timeout_s": ready_timeout_s, "request_timeout_s": request_timeout_s}
+    )  # fmt: skip
+
+
+def ask(port, name, batch):
+    """What became of one request to this model: an error, or rewards."""
+    # Deadlines far beyond what a permanent error may take; what never answers has a short one.
+    timeout = 5 if name == "sleeps" else LONG
+    endpoint.MODEL_GRACE_S = 10.0  # all of this server's models are loaded
+    started = time.monotonic()
+    try:
+        client = GSRMRewardClient(settings(port, name, LONG, timeout))
+        found = {"rewards": client.infer_rm(batch).result().flatten().tolist()}
+        client.communicator.close()
+    except RlkdError as error:
+        found = {"refused": type(error).__name__, "message": str(error)}
+    return {**found, "seconds": time.monotonic() - started}
+
+
 def main(port, folder, how):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     mpu.initialize_model_parallel()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    cfg = OmegaConf.create(
-        {"reward_model": {"name": "reward_model", "ip": "127.0.0.1", "port": port}, "pad_to_length": None,
-         "ready_timeout_s": 3, "request_timeout_s": 6}
-    )  # fmt: skip
+    if how not in ("stock", "ours", "gone"):
+        batch = batch_of([right("w1", "w2"), right("w1", "w2", "w2")], tokenizer, 12)
+        tell(**{name: ask(port, name, batch) for name in how.split(",")})
+        os._exit(0)
+    cfg = settings(port)
     started = time.monotonic()
     try:
         client = (RemoteGPTRMClient if how == "stock" else GSRMRewardClient)(cfg)

@@ -7,8 +7,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rlkd_nemo.aligner.checkpoint import architecture_problems
-from rlkd_nemo.aligner.serving import Inference, build_desk, read
-from rlkd_nemo.config.aligner import batch_problems
+from rlkd_nemo.aligner.serving import build_desk, read
+from rlkd_nemo.config import aligner_groups
+from rlkd_nemo.config.aligner import Inference, RemoteRm, batch_problems, read_remote
 from rlkd_nemo.config.aligner import read as read_rlkd
 from rlkd_nemo.config.load import conf_directory
 from rlkd_nemo.config.objectives import TRRD
@@ -21,6 +22,7 @@ for name, function in {
     "subtract": lambda x, y: x - y,
 }.items():
     OmegaConf.register_new_resolver(name, function, replace=True)
+aligner_groups.register()
 
 
 def composed(name, *overrides):
@@ -36,6 +38,49 @@ def test_the_actors_file_composes_and_breaks_no_rule():
     assert read_rlkd(cfg.trainer.reinforce.rlkd)[1:] == ("trrd", TRRD())
     assert batch_problems(cfg.trainer.reinforce, cfg.model, 8) == []
     OmegaConf.to_container(cfg, resolve=True)
+
+
+def leaves(tree, prefix=""):
+    for key, value in tree.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults"), [("gpt_rlkd_actor", aligner_groups.actor), ("inference_gsrm", aligner_groups.server)]
+)
+def test_a_default_is_written_down_once(name, defaults):
+    written = dict(leaves(OmegaConf.to_container(OmegaConf.load(conf_directory() / "aligner" / f"{name}.yaml"))))
+    again = [key for key, value in leaves(defaults()) if key in written and written[key] == value]
+    assert not again, f"{name}.yaml repeats {again}"
+    got = dict(leaves(OmegaConf.to_container(composed(name))))
+    assert {key: got[key] for key, value in leaves(defaults()) if key not in written} == {
+        key: value for key, value in leaves(defaults()) if key not in written
+    }
+
+
+def test_the_clients_section_becomes_typed_settings():
+    cfg = composed("gpt_rlkd_actor", "remote_rm.request_timeout_s=20")
+    remote, address, width = read_remote(cfg.remote_rm)
+    assert remote == RemoteRm(request_timeout_s=20.0)
+    assert (address.name, address.ip, address.port, width) == (Inference.model_name, "localhost", Inference.port, 4096)
+    # NeMo-Aligner's own file has no deadlines.
+    assert read_remote({"reward_model": {"name": "a", "ip": "b", "port": 1}})[0] == RemoteRm()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"request_timeout": 5}, "remote_rm.request_timeout is no setting; did you mean request_timeout_s?"),
+        ({"ready_timeout_s": 0}, "remote_rm.ready_timeout_s=0.0 is out of range"),
+        ({"ready_timeout_s": "soon"}, "remote_rm: ready_timeout_s"),
+        ({"pad_to_length": 0}, "remote_rm.pad_to_length=0 is out of range"),
+        ({"reward_model": {"name": "a", "ip": "b"}}, "remote_rm.reward_model.port is missing"),
+        ({"reward_model": {"name": "a", "ip": "b", "port": 70000}}, "remote_rm.reward_model.port=70000 is no port"),
+    ],
+)
+def test_a_wrong_clients_section_is_refused(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_remote({"reward_model": {"name": "a", "ip": "b", "port": 1}, **change})
 
 
 def test_the_checkpoints_name_carries_every_counter_and_the_step_first():

@@ -14,7 +14,11 @@ FAULTS = {
         "ours: data-parallel ranks share the batch",
     ],
     "counting of prompts": ["parent: rollouts are counted as prompts", "ours: prompts are counted"],
-    "KL penalty 0": ["parent: a KL penalty of 0 fails", "ours: a KL penalty of 0 works"],
+    "KL penalty 0": [
+        "parent: a KL penalty of 0 fails",
+        "ours: a KL penalty of 0 works",
+        "ours: with it, a KL to the start model in the loss",
+    ],
 }
 
 

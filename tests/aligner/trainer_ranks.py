@@ -136,15 +136,31 @@ def faults(cfg, parent, ours):
     shown("ours: data-parallel ranks share the batch", rows_over_ranks(data) == (8, 8))
     shown("ours: prompts are counted", (mine.consumed_samples, mine.consumed_rollouts) == (4, 8))
     shown("ours: log", metrics["consumed_samples"] == 4 and metrics["failed_fraction"] == 0.0)
-    without = trainer(ReinforceTrainer, cfg, parent)
+    no_penalty(cfg, parent, ours)
+
+
+def no_penalty(cfg, parent, ours):
+    """The same question to both: a batch of rollouts with a KL penalty of 0."""
+    assert cfg.trainer.reinforce.initial_policy_kl_penalty == 0
     try:
-        without.generate_rollouts()
+        trainer(ReinforceTrainer, cfg, parent).generate_rollouts()
     except (RuntimeError, AssertionError, ValueError) as error:
-        shown("parent: a KL penalty of 0 fails", "dim" in str(error))
+        shown("parent: a KL penalty of 0 fails", "data.dim() must equal mask.dim()" in str(error))
     else:
         shown("parent: a KL penalty of 0 fails", False)
-    # Ours ran with 0 above.
-    shown("ours: a KL penalty of 0 works", cfg.trainer.reinforce.initial_policy_kl_penalty == 0)
+    mine = trainer(RLKDTrainer, cfg, ours)
+    data, metrics, _ = mine.generate_rollouts()
+    learns = bool((data["weights"] > 0).any()) and bool((data["advantages"] != 0).any())
+    finite = all(bool(value.isfinite().all()) for value in data.values())
+    # Nobody reads the start model, so nobody asks it.
+    shown("ours: a KL penalty of 0 works", learns and finite and "ref_logprobs" not in data and "rewards" in metrics)
+    # It is the parent's way to a KL that fails here; ours is in the loss, on the same penalty of 0.
+    taught = copy.deepcopy(cfg)
+    taught.trainer.reinforce.rlkd.objective.reference_kl = 0.01
+    ours.init_policy_state_dict = retrieve_model_state_dict_in_cpu(ours, megatron_amp_O2=False)
+    data, _, _ = trainer(RLKDTrainer, taught, ours).generate_rollouts()
+    same = torch.equal(data["ref_logprobs"], data["logprobs"])
+    shown("ours: with it, a KL to the start model in the loss", same)
 
 
 def rewards(cfg, model):

@@ -34,5 +34,5 @@ def test_what_is_never_measured():
 
 
 def test_the_names_are_those_that_validation_gives():
-    made = Evaluation(0.5, 0.5, (0.4, 0.6), (0.4, 0.6), 3.0, 1.0, 0.0, 0, [], [])
+    made = Evaluation(0.5, 0.5, (0.4, 0.6), (0.4, 0.6), 3.0, 1.0, 0.0, 0)
     assert sorted(made.metrics()) == sorted(f"validation/{name}" for name in VALIDATION)

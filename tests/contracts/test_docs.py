@@ -46,7 +46,7 @@ def keys_of(tree, prefix=""):
 
 
 # NeMo-Aligner's own settings, and below `rlkd` ours.
-ALIGNER = set(settings(AlignerRlkd, "trainer.reinforce.rlkd."))
+ALIGNER = {"trainer.reinforce.rlkd", *settings(AlignerRlkd, "trainer.reinforce.rlkd.")}
 ALIGNER |= {key for cls in OBJECTIVES.values() for key in settings(cls, "trainer.reinforce.rlkd.objective.")}
 for file in (ROOT / "conf" / "aligner").glob("*.yaml"):
     ALIGNER |= set(keys_of(OmegaConf.to_container(OmegaConf.load(file))))

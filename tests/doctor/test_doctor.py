@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlkd_nemo.config.load import load
-from rlkd_nemo.doctor import models
+from rlkd_nemo.doctor import models, secrets
 from rlkd_nemo.doctor.run import examine, main
 from tests.doctor.models import PIECES, write
 
@@ -144,6 +144,15 @@ def test_only_the_component_that_the_job_is_made_of(healthy, monkeypatch):
     assert of(["gsrm"]) == [] and "nowhere does not exist" in str(of([]))
     assert "the Slurm job has 1 component(s), the layout 2" in of([])[0]
     assert "secret" not in str(of([]))
+
+
+def test_the_secret_of_a_job_s_own_server_is_made_by_its_script(healthy, monkeypatch):
+    monkeypatch.delenv("RLKD_GSRM_TOKEN", raising=False)
+    cfg = load("rlkd_demo", [*healthy, "layout=cpu_loopback"])
+    found = {one.stops: one.text for one in secrets.findings(cfg, {})}
+    assert list(found) == [False] and "the scripts of slurm/ make a secret for each job" in found[False]
+    (inside,) = secrets.findings(cfg, {"SLURM_JOB_ID": "7"})  # where the script has made it
+    assert inside.stops and "RLKD_GSRM_TOKEN (gsrm.token_env) is not set" in inside.text
 
 
 def test_a_server_s_port_is_tried_on_the_machine_itself_only(healthy, monkeypatch):

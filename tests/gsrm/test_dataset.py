@@ -3,20 +3,29 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkd_nemo.config.ranges import DOMAINS
 from rlkd_nemo.errors import InputError, PromptFileError
 from rlkd_nemo.gsrm import dataset, schema
-from rlkd_nemo.gsrm.dataset import DecompositionRow, VerdictRow, conversation, parse, read, split
+from rlkd_nemo.gsrm.dataset import DecompositionRow, Pair, ResponseRow, VerdictRow, conversation, parse, read, split
 from rlkd_nemo.gsrm.prompting import Prompts
+from rlkd_nemo.gsrm.verdict_reply import read_verdicts
 from rlkd_nemo.types import Step
 
 PROMPTS = Prompts()
 STEPS = (Step("the bracket first", "What is 3+4?", "7"), Step("then the product", None, "14"))
 TAKEN = DecompositionRow("d1", "math", "What is 2*(3+4)?", "<think>First 3+4, 7. Then 14.</think> 14", STEPS, "me")
 COMPARED = VerdictRow("v1", "What is 2*(3+4)?", "answer", "1/2", "0.5", True)
+JUDGED = ResponseRow(
+    "a1",
+    "What is 2*(3+4)?",
+    (
+        Pair({"meta": "the sum", "answer": "7"}, {"meta": "add", "answer": "8"}, {"meta": True, "answer": False}),
+        Pair({"meta": "double"}, {"meta": "halve"}, {"meta": False}),
+    ),
+)
 
 
 def fields(row=TAKEN, **changed):
@@ -26,8 +35,8 @@ def fields(row=TAKEN, **changed):
 
 def test_rows_come_back_from_a_file(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(dataset.line(TAKEN) + "\n" + dataset.line(COMPARED))
-    assert read(path, "k") == [TAKEN, COMPARED]
+    path.write_text(dataset.line(TAKEN) + "\n" + dataset.line(COMPARED) + dataset.line(JUDGED))
+    assert read(path, "k") == [TAKEN, COMPARED, JUDGED]
     assert json.loads(dataset.line(COMPARED))["verdict"] == "yes" and "source" not in dataset.line(COMPARED)
 
 
@@ -65,6 +74,30 @@ def test_a_bad_row_is_refused_by_its_first_fault(changed, reason):
 def test_a_bad_verdict_is_refused(changed, reason):
     with pytest.raises(InputError, match=reason):
         parse(fields(COMPARED, **changed))
+
+
+PAIR = {"teacher": {"meta": "a"}, "student": {"meta": "b"}, "verdicts": {"meta": "no"}}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "reason"),
+    [
+        ([], r"'pairs' is \[\]; wanted a list with at least one"),
+        ("a", "'pairs' is \"a\""),
+        ([{"teacher": {}}], r"'pairs\[1\]' has not exactly the keys teacher, student, verdicts"),
+        ([PAIR, {**PAIR, "verdicts": {}}], r"'pairs\[2\].teacher' does not have the fields that are compared"),
+        ([{**PAIR, "student": {"answer": "b"}}], r"'pairs\[1\].student' does not have"),
+        ([{**PAIR, "teacher": {"meta": "a", "tone": "b"}}], r"'pairs\[1\].teacher' does not have"),
+        ([{**PAIR, "teacher": {"meta": None}}], r"'pairs\[1\].teacher.meta' is NoneType"),
+        ([{**PAIR, "student": {"meta": " "}}], r"'pairs\[1\].student.meta' is empty"),
+        ([{**PAIR, "verdicts": {"meta": "maybe"}}], r"'pairs\[1\].verdicts.meta' is 'maybe'"),
+        ([{**PAIR, "verdicts": {"meta": True}}], r"'pairs\[1\].verdicts.meta' is bool"),
+        ([{**PAIR, "verdicts": ["meta"]}], r"'pairs\[1\].teacher' does not have"),
+    ],
+)
+def test_bad_verdicts_of_a_response_are_refused(pairs, reason):
+    with pytest.raises(InputError, match=reason):
+        parse(fields(JUDGED, pairs=pairs))
 
 
 def test_every_bad_line_of_a_file_is_named(tmp_path):
@@ -108,6 +141,9 @@ def test_a_conversation_is_the_request_of_the_service():
     judged = conversation(COMPARED, PROMPTS, "json")
     assert judged.messages == PROMPTS.question("answer", "1/2", "0.5", COMPARED.problem).messages
     assert judged.completion == "yes"
+    whole = conversation(JUDGED, PROMPTS, "json")
+    assert json.loads(whole.completion) == {"1": {"meta": "yes", "answer": "no"}, "2": {"meta": "no"}}
+    assert read_verdicts(whole.completion, {1: ("meta", "answer"), 2: ("meta",)}) == JUDGED.verdicts
     cut = conversation(TAKEN, Prompts(max_text_chars=10), "json")
     assert cut.cut_chars > 0
 
@@ -130,6 +166,7 @@ def test_the_split_keeps_problems_together_and_moves_none():
 words = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
 
 
+@settings(deadline=None)
 @given(st.lists(st.builds(Step, words, st.none() | words, st.none() | words), max_size=4))
 def test_any_steps_go_through_json(steps):
     row = DecompositionRow("r", "code", "p", "t", tuple(steps))

@@ -9,7 +9,7 @@ import pytest
 from rlkd_nemo import tasks
 from rlkd_nemo.config.schema import ExpressionsTask
 from rlkd_nemo.errors import InputError
-from rlkd_nemo.gsrm import dataset, demonstrations, schema
+from rlkd_nemo.gsrm import dataset, demonstrations, schema, verdict_reply
 from rlkd_nemo.gsrm.chat_template import ChatTemplate
 from rlkd_nemo.gsrm.demonstrations import Demonstrations
 from rlkd_nemo.gsrm.prompting import Prompts
@@ -79,6 +79,18 @@ def test_prompts_are_the_served_ones_and_replies_read_back(rows, directory):
             assert schema.read(reply, "json") == list(row.steps)
         else:
             assert reply == ("yes" if row.same else "no")
+
+
+def test_all_verdicts_of_a_response_are_trained_as_they_are_served(rows, directory):
+    pair = dataset.Pair({"meta": "c", "answer": "1"}, {"meta": "b", "answer": "1"}, {"meta": False, "answer": True})
+    row = dataset.ResponseRow("a", rows[0].problem, (pair, pair))
+    ((problem, reply),) = take(build([row], directory, max_tokens=4000), 1)
+    asked = [
+        {"number": n, "fields": ["meta", "answer"], "teacher": pair.teacher, "student": pair.student} for n in (1, 2)
+    ]
+    served = PROMPTS.all_questions(asked, row.problem)
+    assert problem.prompt == ChatTemplate(directory).prompt(served.messages)
+    assert verdict_reply.read_verdicts(reply, {1: pair.same, 2: pair.same}) == row.verdicts
 
 
 def test_each_pass_has_every_row_once_in_an_order_of_its_own(rows, directory):

@@ -1,7 +1,7 @@
 """Shares of counts, by hand."""
 
 from rlkd_nemo.gsrm.alignment import structure_reward
-from rlkd_nemo.gsrm.dataset import DecompositionRow, VerdictRow
+from rlkd_nemo.gsrm.dataset import DecompositionRow
 from rlkd_nemo.gsrm.figures import StepFigures, VerdictFigures, table
 
 
@@ -31,11 +31,13 @@ def test_steps_found_against_steps_labelled(judge, letters):
 def test_verdicts_against_labels():
     figures = VerdictFigures()
     for labelled, said in [(True, True)] * 3 + [(True, False)] + [(False, False)] * 2 + [(False, True)] * 2:
-        figures.add(VerdictRow("v", "p", "meta", "a", "b", labelled), said)
+        figures.add([(labelled, said)])
     figures.fail("bad_reply")
     shares = figures.shares()
     assert (shares["rows"], shares["judged"], shares["agreement"]) == (9, 8, 5 / 8)
     assert (shares["false_yes"], shares["false_no"]) == (2 / 4, 1 / 4)
+    figures.add([(True, True), (False, True)])  # a response's
+    assert (figures.shares()["rows"], figures.shares()["judged"]) == (10, 10)
 
 
 def test_shares_of_nothing_are_none_and_the_table_says_so():

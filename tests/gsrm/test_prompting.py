@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkd_nemo.config.ranges import DOMAINS
@@ -113,6 +113,7 @@ def test_there_are_attempts_of_every_kind():
     assert len(ATTEMPTS) >= 30 and len({attempt["name"] for attempt in ATTEMPTS}) == len(ATTEMPTS)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_cleaning_is_stable_and_keeps_plain_text(text):
     shown, cut = clean(text, 1000)

@@ -51,7 +51,7 @@ def test_two_processes_make_each_reference_once(tmp_path):
 
 def test_killed_in_the_middle_of_a_write(tmp_path):
     process = maker(tmp_path, 10_000)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while sum(1 for _ in tmp_path.rglob("*.json")) < 20 and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -78,6 +78,42 @@ def test_a_failure_is_not_stored(tmp_path):
         return await store.steps_from("v", "p", "t", works)
 
     assert asyncio.run(both()) == [Step("m")] and len(list(tmp_path.rglob("*.json"))) == 1
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_after_a_failure_one_takes_over_and_not_two(tmp_path):
+    making, most, made = 0, 0, []
+
+    async def work():
+        failing = asyncio.Event()
+
+        async def fails():
+            await failing.wait()
+            raise ServiceError("down")
+
+        async def make():
+            nonlocal making, most
+            making += 1
+            most = max(most, making)
+            await asyncio.sleep(0.3)  # the one that waits looks again meanwhile
+            making -= 1
+            made.append(1)
+            return [Step("m")]
+
+        def ask(how):  # each a process of its own, as far as files and locks go
+            return asyncio.ensure_future(ReferenceStore(tmp_path).steps_from("v", "p", "t", how))
+
+        first = ask(fails)
+        await asyncio.sleep(0)
+        waits = ask(make)
+        await asyncio.sleep(0)
+        failing.set()
+        with pytest.raises(ServiceError):
+            await first
+        comes = ask(make)
+        return await asyncio.gather(waits, comes)
+
+    assert asyncio.run(work()) == [[Step("m")]] * 2 and most == len(made) == 1
     assert not list(tmp_path.rglob("*.lock"))
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlkd_nemo.errors import BadReply
@@ -57,6 +57,7 @@ def whole(form, text):
 CUTS = st.lists(st.integers(0, 200), max_size=12)
 
 
+@settings(deadline=None)
 @given(TEXTS, CUTS)
 @example("[Meta-reasoning 1]", [3])
 @example("[Answer 1] a **[query]** b [sub-think] c", [12, 20])
@@ -66,12 +67,14 @@ def test_tags(text, cuts):
     assert streamed("tags", cut(cuts, text)) == whole("tags", text)
 
 
+@settings(deadline=None)
 @given(STEPS, CUTS, st.sampled_from([None, 1, 4]))
 def test_json(steps, cuts, indent):
     text = json.dumps(json.loads(schema.write(steps, "json")), indent=indent)
     assert streamed("json", cut(cuts, text)) == whole("json", text) == steps
 
 
+@settings(deadline=None)
 @given(
     STEPS, CUTS, st.integers(0, 400), st.sampled_from(["", "}", '"', "null", "\x00", "[", "\\", ',"meta":"x"', "{}"])
 )
@@ -81,6 +84,7 @@ def test_damaged_json(steps, cuts, place, inserted):
     assert streamed("json", cut(cuts, text)) == whole("json", text)
 
 
+@settings(deadline=None)
 @given(STEPS, CUTS, st.integers(0, 400))
 def test_json_that_breaks_off_is_never_steps(steps, cuts, place):
     text = schema.write(steps, "json")

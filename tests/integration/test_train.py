@@ -187,6 +187,18 @@ def test_evaluate_a_checkpoint(demo, start, tmp_path):
     assert 0 <= json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] <= 1
 
 
+def test_an_evaluation_that_is_stopped_keeps_what_it_has_and_goes_on_to_the_last_digit(demo, tmp_path):
+    teacher, student = demo / "teacher/checkpoints/step-000020", demo / "student/checkpoints/step-000010"
+    said = launch(Path(__file__).with_name("evaluate_ranks.py"), 2, tmp_path, teacher, student).splitlines()
+    assert [line for line in said if ": " in line or line.startswith(("was", "another"))] == [
+        "stopped: True [4, 4] False",
+        "refused: True",
+        "went on: [4, 4, 1]",
+        "equal: True",
+        "left behind: []",
+    ]
+
+
 def test_a_prompt_file_of_ones_own(tmp_path):
     rows = [
         {

@@ -20,11 +20,14 @@ SHORT = str(resources.files("rlkd_nemo.gsrm") / "prompts_short")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("gsrm")
-    made = texts(tasks.build(ExpressionsTask(style="prose")), "train", 0, "2", 42)
+    made = texts(tasks.build(ExpressionsTask(style="prose")), "train", 0, "2", 40)
     rows = [
         dataset.DecompositionRow(f"d{i}", "math", problem.prompt, text, tuple(steps))
         for i, (problem, text, steps) in enumerate(made)
     ]
+    # And a verdict alone, and those of a whole response.
+    problem, pair = rows[0].problem, dataset.Pair({"meta": "c"}, {"meta": "b"}, {"meta": False})
+    rows += [dataset.VerdictRow("v", problem, "meta", "c", "c", True), dataset.ResponseRow("a", problem, (pair, pair))]
     (path / "rows.jsonl").write_text("".join(map(dataset.line, rows)))
     prompts = Prompts(SHORT)
     write_tokenizer(
@@ -39,7 +42,7 @@ def test_one_pass_over_the_rows_and_an_export_that_a_server_can_load(folder):
         "--config-name", "gsrm_tiny", f"gsrm.training.data={folder}/rows.jsonl", f"exp_manager.exp_dir={folder}/run",
         f"model.tokenizer.type={folder}/tokenizer", f"gsrm.llm.prompts={SHORT}", "data.global_batch_size=8",
         "gsrm.training.epochs=1", "model.num_layers=1", "model.hidden_size=32", "model.ffn_hidden_size=48",
-        "trainer.devices=1", "model.optim.sched.warmup_ratio=0.5",
+        "trainer.devices=1", "model.optim.sched.warmup_ratio=0.5", "model.encoder_seq_length=1500",
     ]  # fmt: skip
     ended = run_example("train_gsrm", *arguments)
     assert ended.code == 0, ended.err

@@ -36,7 +36,7 @@ def main(arguments):
         return
     if how in ("environment",):
         return
-    for _ in range(600):
+    for _ in range(1200):  # longer than any test waits for the end of something else
         time.sleep(0.05)
         if how != "deaf" and stop_requested():
             time.sleep(0.5)  # saving takes longer than the signal's way

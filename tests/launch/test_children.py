@@ -31,7 +31,7 @@ def alive(pid):
         return False
 
 
-def gone(pid, within=10.0):
+def gone(pid, within=40.0):
     end = time.monotonic() + within
     while alive(pid) and time.monotonic() < end:
         time.sleep(0.02)

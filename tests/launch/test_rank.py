@@ -47,3 +47,27 @@ def test_a_rank_that_was_asked_to_stop_before_it_could_hear_it_knows(tmp_path, a
     command = [sys.executable, "-c", ASKED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"{asked}\n" and (tmp_path / "0.ready").exists()
+
+
+TWO_WORDS = """
+import json, os, pathlib, sys, threading, time
+from rlkd_nemo.launch import rank
+os.environ[rank.REPORTS] = sys.argv[1]
+plain = pathlib.Path.write_text
+def slow(self, text):
+    plain(self, text)
+    time.sleep(0.3)
+pathlib.Path.write_text = slow
+words = threading.Thread(target=rank.report, args=(1, "the first"))
+words.start()
+while not (pathlib.Path(sys.argv[1]) / "0.partial").exists(): pass
+rank.report(2, "the second")
+words.join()
+print(json.loads((pathlib.Path(sys.argv[1]) / "0.json").read_text())["message"])
+"""
+
+
+def test_two_threads_that_report_at_once_leave_the_first_word(tmp_path):
+    command = [sys.executable, "-c", TWO_WORDS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "the first\n"), done.stderr

@@ -121,7 +121,7 @@ class Job:
             return not left
 
         try:
-            self.cluster.wait_for(gone, 10, "end of the last process")
+            self.cluster.wait_for(gone, 30, "end of the last process")
         except TimeoutError:
             raise AssertionError(f"orphans: {left}") from None
 

@@ -7,6 +7,7 @@ import sys
 import httpx2
 import pytest
 
+from rlkd_nemo.launch.slurm.submit import with_header
 from tests.ranks import ROOT
 from tests.slurm.conftest import Job
 
@@ -70,6 +71,22 @@ def test_ranks_with_a_gpu_each(submit):
     )  # fmt: skip
     assert "TresPerNode=gres:gpu:1" in job.cluster.run("scontrol", "show", "job", job.number)
     job.ends("COMPLETED", 180)
+
+
+def test_the_doctor_sees_gpus_that_gres_asked_for(cluster, tmp_path):
+    text = (ROOT / "slurm/rlkd_70b_to_8b.sh").read_text()
+    part = "#SBATCH --nodes=1 --ntasks-per-node=1 --mem=1G --gres=gpu:{}"
+    script = tmp_path / "job.sh"
+    script.write_text(with_header(text, [part.format(2), "#SBATCH hetjob", part.format(3)]))
+    number = cluster.run(
+        "sbatch", "--parsable", f"--output={tmp_path}/job.log", script, "layout.trainer.gpus_per_node=4",
+        "layout.gsrm.gpus_per_node=4", RLKD_PYTHON=sys.executable, PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    assert cluster.ended(number) == "FAILED"
+    assert "ExitCode=2:0" in cluster.run("scontrol", "show", "job", number)
+    said = (tmp_path / "job.log").read_text()
+    assert "SLURM_GPUS_ON_NODE=2, the layout wants 4" in said, said
+    assert "TresPerNode (scontrol show job) of component 1=3, the layout wants 4" in said, said
 
 
 def _environment(pid):

@@ -38,6 +38,23 @@ def test_a_checkpoint_is_evaluated_by_a_job(submit, models):
     assert 0 <= json.loads((job.directory / "evaluation.json").read_text())["accuracy"] <= 1
 
 
+def test_an_evaluation_told_to_stop_keeps_what_it_has_is_requeued_and_goes_on(submit, cluster):
+    job = submit(
+        "evaluate", "gsrm.scorer=embedded", "layout.gsrm.nodes=0", "demo.test_problems=400", "demo.test_samples=2",
+        "rollout.batch_size=2",
+    )  # fmt: skip
+    kept = job.directory / "evaluation.partial.jsonl"
+    job.until(kept.exists, 90, "finished part")
+    cluster.run("scancel", "--signal=USR1", "--batch", job.number)
+    job.says("given back to Slurm")
+    before = len(kept.read_text().splitlines())
+    assert before < 400 * 2 and not (job.directory / "evaluation.json").exists()
+    job.says(f"attempt {job.number}-1", 60)
+    job.ends("COMPLETED", 300)
+    assert 0 <= json.loads((job.directory / "evaluation.json").read_text())["accuracy"] <= 1 and not kept.exists()
+    assert "test problems 400/400" in job.everything()
+
+
 def test_a_plain_sbatch_with_a_wrong_config_ends_with_code_2_before_anything_starts(cluster, tmp_path):
     number = cluster.run(
         "sbatch", "--parsable", f"--output={tmp_path}/job.log", "--ntasks-per-node=2", "--cpus-per-task=1", "--mem=1G",

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import anyio
+from aiolimiter import AsyncLimiter
 
 from rlkd_nemo.config.schema import Backend
 from rlkd_nemo.errors import BackendTimeout, BackendUnavailable, ConfigError, ServiceError
+from rlkd_nemo.gsrm.service.breaker import Leave
 from rlkd_nemo.gsrm.service.chat import Mode, Reply, Request
 from rlkd_nemo.gsrm.service.core import BackendState
 from rlkd_nemo.gsrm.service.endpoint import Denied, Endpoint, Rejected
@@ -32,10 +34,12 @@ class Backends:
     Args:
         key: the settings' own key, for messages.
         transport: of httpx2, instead of the network.
+        per_s: most calls in a second, whatever they are for: tries after a failure and at start-up included; None: no limit.
+            What is spent on waiting for a turn counts for no time limit.
     Raises: ConfigError when the key's environment variable is not set.
     """
 
-    def __init__(self, role: str, settings: Backend, transport: Any = None) -> None:
+    def __init__(self, role: str, settings: Backend, transport: Any = None, per_s: float | None = None) -> None:
         self.role, self.settings, self._key = role, settings, f"gsrm.llm.{role}"
         headers = {}
         if settings.api_key_env is not None:
@@ -47,6 +51,7 @@ class Backends:
         self._endpoints = [Endpoint(self._key, url, settings, headers, transport) for url in settings.urls]
         self._mode: Mode | None = None if settings.constrain == "auto" else cast(Mode, settings.constrain)
         self._starting = asyncio.Lock()
+        self._pace = AsyncLimiter(1, 1 / per_s) if per_s else None
 
     @property
     def mode(self) -> Mode:
@@ -63,8 +68,7 @@ class Backends:
         down: list[ServiceError] = []
         for endpoint in self._endpoints:
             try:
-                with anyio.fail_after(self.settings.timeout_s):
-                    await self._verify(endpoint)
+                await self._verify(endpoint)
             except Denied as err:
                 raise ConfigError(str(err)) from err
             except (ServiceError, TimeoutError) as err:
@@ -117,9 +121,10 @@ class Backends:
         wait = FIRST_WAIT_S
         failed: Endpoint | None = None
         for attempt in range(1, self.settings.attempts + 1):
-            endpoint = self._pick(failed)
+            deadline += await self._turn()
+            endpoint, leave = self._pick(failed)
             try:
-                return cast(Reply, await self._once(endpoint, send, deadline))
+                return cast(Reply, await self._once(endpoint, leave, send, deadline))
             except Rejected:
                 raise
             except ServiceError as err:
@@ -137,11 +142,12 @@ class Backends:
                     await asyncio.sleep(pause)
         raise AssertionError("attempts is at least 1")
 
-    def _pick(self, failed: Endpoint | None) -> Endpoint:
+    def _pick(self, failed: Endpoint | None) -> tuple[Endpoint, Leave]:
         """The least busy endpoint whose breaker lets a request through, one that just failed last."""
         for endpoint in sorted(self._endpoints, key=lambda e: (e is failed, e.breaker.state != "closed", e.in_flight)):
-            if endpoint.breaker.allow():
-                return endpoint
+            leave = endpoint.breaker.allow()
+            if leave is not None:
+                return endpoint, leave
         after = min(e.breaker.retry_after_s for e in self._endpoints)
         raise BackendUnavailable(
             f"every {self.role} endpoint has failed {self.settings.breaker_failures} times in a row and is left alone for "
@@ -149,7 +155,7 @@ class Backends:
             retry_after_s=max(after, 0.1),
         )
 
-    async def _once(self, endpoint: Endpoint, send: Callable[[Endpoint], Any], deadline: float) -> Any:
+    async def _once(self, endpoint: Endpoint, leave: Leave, send: Callable[[Endpoint], Any], deadline: float) -> Any:
         endpoint.in_flight += 1
         settled = sent = False
         try:
@@ -172,7 +178,7 @@ class Backends:
             endpoint.counters["failures"] += 1
             if sent:  # waiting for a slot says nothing about the endpoint
                 settled = True
-                if endpoint.breaker.failure():
+                if endpoint.breaker.failure(leave):
                     log.warning(
                         "%s %s is left alone for %g s: %s", self.role, endpoint.url, self.settings.breaker_cool_s, err
                     )
@@ -182,16 +188,17 @@ class Backends:
         finally:
             endpoint.in_flight -= 1
             if not settled:
-                endpoint.breaker.release()
+                endpoint.breaker.release(leave)
 
     async def _verify(self, endpoint: Endpoint) -> None:
         """The model is there, and constraints are kept."""
-        await endpoint.check_model()
+        with anyio.fail_after(self.settings.timeout_s):
+            await endpoint.check_model()
         async with self._starting:
             if self._mode is None:
                 found: Mode = "none"
                 for mode in _CONSTRAINED:
-                    if await endpoint.keeps(mode):
+                    if await self._keeps(endpoint, mode):
                         found = mode
                         break
                 self._mode = found
@@ -199,9 +206,22 @@ class Backends:
                     log.warning(
                         "%s: %s keeps no constraint; replies are read as tags and plain words", self.role, endpoint.url
                     )
-            elif self._mode != "none" and not await endpoint.keeps(self._mode):
+            elif self._mode != "none" and not await self._keeps(endpoint, self._mode):
                 raise Denied(
                     f"{endpoint.url} ignores the constraint {self._mode} (it replied with something else, and 200); "
                     f"wanted another {self._key}.constrain"
                 )
         endpoint.verified = True
+
+    async def _keeps(self, endpoint: Endpoint, mode: Mode) -> bool:
+        await self._turn()
+        with anyio.fail_after(self.settings.timeout_s):
+            return await endpoint.keeps(mode)
+
+    async def _turn(self) -> float:
+        """Wait until one more call is within the rate. Returns: the seconds that it took."""
+        if self._pace is None:
+            return 0.0
+        started = time.monotonic()
+        await self._pace.acquire()
+        return time.monotonic() - started

@@ -7,17 +7,21 @@ from collections.abc import Callable
 from typing import Literal
 
 
+class Leave:
+    """A request's leave to go out, by which its end is told from that of every other."""
+
+
 class Breaker:
     """closed (in use) -> open after `failures` in a row -> half_open after `cool_s`: one request decides.
 
-    Each `allow` that answers True is followed by one of `success`, `failure` or `release`.
+    Each leave that `allow` gives is followed by one of `success`, `failure` or `release`.
     """
 
     def __init__(self, failures: int, cool_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._cool_s, self._clock = failures, cool_s, clock
         self._failed = 0
         self._opened_at: float | None = None
-        self._trying = False
+        self._trial: Leave | None = None  # of the one request that tries an endpoint left alone
 
     @property
     def state(self) -> Literal["closed", "half_open", "open"]:
@@ -31,29 +35,33 @@ class Breaker:
         """Seconds until the next request may go out; 0 unless open."""
         return 0.0 if self._opened_at is None else max(0.0, self._opened_at + self._cool_s - self._clock())
 
-    def allow(self) -> bool:
-        """May a request go out now? In half_open only one at a time may."""
+    def allow(self) -> Leave | None:
+        """Leave for a request to go out now; None where it may not. In half_open only one at a time may."""
+        leave = Leave()
         if self.state == "closed":
-            return True
-        if self.state == "open" or self._trying:
-            return False
-        self._trying = True
-        return True
+            return leave
+        if self.state == "open" or self._trial is not None:
+            return None
+        self._trial = leave
+        return leave
 
     def success(self) -> None:
-        """The backend did its part: closed."""
-        self._failed, self._opened_at, self._trying = 0, None, False
+        """The backend did its part: closed, whoever's request it was."""
+        self._failed, self._opened_at, self._trial = 0, None, None
 
-    def failure(self) -> bool:
+    def failure(self, leave: Leave) -> bool:
         """It did not. True if this opened the breaker."""
+        if leave is self._trial:
+            self._opened_at, self._trial = self._clock(), None
+            return False
         self._failed += 1
-        was_open = self._opened_at is not None
-        # Late failures of requests sent while it was closed do not prolong the pause.
-        if self._trying or (not was_open and self._failed >= self._limit):
-            self._opened_at, self._trying = self._clock(), False
-            return not was_open
+        # Late failures of requests sent while it was closed neither prolong the pause nor end another's trial.
+        if self._opened_at is None and self._failed >= self._limit:
+            self._opened_at = self._clock()
+            return True
         return False
 
-    def release(self) -> None:
+    def release(self, leave: Leave) -> None:
         """The request ended without telling anything about the backend, cancelled for example."""
-        self._trying = False
+        if leave is self._trial:
+            self._trial = None

@@ -86,7 +86,7 @@ def chosen(text: str, options: tuple[str, ...], mode: Mode) -> str | None:
     if mode == "json_schema":
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         text = value["choice"] if isinstance(value, dict) and list(value) == ["choice"] else ""
         return text if text in options else None
@@ -104,8 +104,7 @@ def read(content: bytes, content_type: str, model: str) -> Reply:
         text, finish = choice["message"]["content"], choice["finish_reason"]
     except (KeyError, IndexError, TypeError) as err:
         raise BadReply(f"the reply has no choices[0].message: {shown(content.decode('utf-8', 'replace'))}") from err
-    usage = payload.get("usage") or {}
-    return Reply(_text(text), _finish(finish), *_tokens(usage))
+    return Reply(_text(text), _finish(finish), *_tokens(payload.get("usage")))
 
 
 class StreamReader:
@@ -135,13 +134,19 @@ class StreamReader:
         if payload.get("usage"):
             self.usage = _tokens(payload["usage"])
         added = ""
-        for choice in payload.get("choices") or []:
-            piece = (choice.get("delta") or {}).get("content")
+        try:
+            found = [
+                ((choice.get("delta") or {}).get("content"), choice.get("finish_reason"))
+                for choice in payload.get("choices") or []
+            ]
+        except (AttributeError, TypeError) as err:
+            raise BadReply(f"the stream has no choices with a delta: {shown(data)}") from err
+        for piece, finish in found:
             if piece:
                 added += _text(piece)
                 self.pieces += 1
-            if choice.get("finish_reason") is not None:
-                self.finish = _finish(choice["finish_reason"])
+            if finish is not None:
+                self.finish = _finish(finish)
         return added
 
 
@@ -175,7 +180,7 @@ def _payload(content: bytes, content_type: str) -> dict[str, Any]:
         raise BadReply(f"the endpoint replied with HTML: {shown(content.decode('utf-8', 'replace'))}")
     try:
         payload = json.loads(content)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise BadReply(f"the reply is no JSON ({err}): {shown(content.decode('utf-8', 'replace'))}") from err
     if not isinstance(payload, dict):
         raise BadReply(f"the reply is no JSON object: {shown(content.decode('utf-8', 'replace'))}")
@@ -207,5 +212,8 @@ def _finish(finish: Any) -> str:
     return str(finish)
 
 
-def _tokens(usage: dict[str, Any]) -> tuple[int, int]:
-    return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+def _tokens(usage: Any) -> tuple[int, int]:
+    try:
+        return int((usage or {}).get("prompt_tokens") or 0), int((usage or {}).get("completion_tokens") or 0)
+    except (AttributeError, TypeError, ValueError) as err:
+        raise BadReply(f"the reply's usage counts no tokens: {shown(str(usage))}") from err

@@ -27,6 +27,10 @@ class Decomposition:
     cut_chars: int = 0
 
 
+class _Unreadable(Exception):
+    """A stream stops fitting the form: the model's fault, which tells nothing about the endpoint that carries it."""
+
+
 class LLMDecomposer:
     """Asks the decomposer's endpoints. Only the thinking of a text is decomposed, as by `gsrm.steps.parse`."""
 
@@ -82,7 +86,18 @@ class LLMDecomposer:
             if events:
                 on_events(events)
 
-        reply = await self._backends.stream(self._request(prompt), deadline, lambda piece: hand(reader.feed(piece)))
+        def feed(piece: str) -> None:
+            try:
+                events = reader.feed(piece)
+            except BadReply as err:
+                raise _Unreadable from err
+            hand(events)
+
+        try:
+            reply = await self._backends.stream(self._request(prompt), deadline, feed)
+        except _Unreadable as err:
+            assert isinstance(err.__cause__, BadReply)
+            raise err.__cause__ from None
         self._whole(reply)
         hand(reader.close())
         return Decomposition(tuple(steps), reply.text, prompt.cut_chars)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rlkd_nemo.config.schema import Config
 from rlkd_nemo.errors import ConfigError, InputError, Preempted, ServiceError
 from rlkd_nemo.gsrm import dataset
 from rlkd_nemo.gsrm.alignment import Question
-from rlkd_nemo.gsrm.dataset import DecompositionRow, Row, VerdictRow
+from rlkd_nemo.gsrm.dataset import DecompositionRow, ResponseRow, Row, VerdictRow
 from rlkd_nemo.gsrm.figures import StepFigures, VerdictFigures, table
 from rlkd_nemo.gsrm.service.scoring import Scoring
 from rlkd_nemo.gsrm.service.sweep import Swept, kind, sweep
@@ -58,7 +58,8 @@ async def measure(cfg: Config, rows: Sequence[Row]) -> tuple[dict[str, Any], Swe
     """Figures by domain and by kind of verdict, how the requests ended, and a line for each row."""
     # Of its own, and empty: what is measured is what the endpoint says now.
     with tempfile.TemporaryDirectory() as store:
-        core = Scoring(cfg.gsrm, store, tasks.build(cfg.task).notation())
+        gsrm = replace(cfg.gsrm, llm=replace(cfg.gsrm.llm, verdicts=None, verdicts_in_memory=0))
+        core = Scoring(gsrm, store, tasks.notation(cfg.task))
         try:
             await core.start()
             return await _measure(core, rows, cfg.gsrm.evaluation.concurrency)
@@ -76,8 +77,9 @@ async def _measure(
     def of_steps(row: DecompositionRow) -> tuple[StepFigures, ...]:
         return taken.setdefault("all", StepFigures()), taken.setdefault(row.domain, StepFigures())
 
-    def of_verdict(row: VerdictRow) -> tuple[VerdictFigures, ...]:
-        return judged.setdefault("all", VerdictFigures()), judged.setdefault(row.kind, VerdictFigures())
+    def of_verdicts(row: VerdictRow | ResponseRow) -> dict[str, VerdictFigures]:
+        kinds = {kind for _, kind in row.verdicts} | {"per_response"} if isinstance(row, ResponseRow) else {row.kind}
+        return {name: judged.setdefault(name, VerdictFigures()) for name in ("all", *kinds)}
 
     async def take_apart(row: DecompositionRow) -> None:
         parsed = False
@@ -96,17 +98,25 @@ async def _measure(
             numbers = figures.compare(steps, row, result)
         lines[row.id] = {"id": row.id, **numbers, "steps": [asdict(step) for step in steps]}
 
-    async def judge(row: VerdictRow) -> None:
+    async def judge(row: VerdictRow | ResponseRow) -> None:
         try:
-            same = await core.same(Question(row.kind, row.teacher, row.student), row.problem)
+            if isinstance(row, ResponseRow):
+                labelled, said = row.verdicts, await core.same_all(row.questions, row.problem)
+            else:
+                labelled = {(1, row.kind): row.same}
+                said = {(1, row.kind): await core.same(Question(row.kind, row.teacher, row.student), row.problem)}
         except ServiceError as err:
-            for figures in of_verdict(row):
+            for figures in of_verdicts(row).values():
                 figures.fail(kind(err))
             lines[row.id] = {"id": row.id, "failure": kind(err), "error": str(err)}
             raise
-        for figures in of_verdict(row):
-            figures.add(row, same)
-        lines[row.id] = {"id": row.id, "labelled": row.same, "said": same}
+        for name, figures in of_verdicts(row).items():
+            every = name in ("all", "per_response")
+            figures.add([(same, said[where]) for where, same in labelled.items() if every or where[1] == name])
+        if isinstance(row, ResponseRow):
+            lines[row.id] = {"id": row.id, "labelled": _nested(labelled), "said": _nested(said)}
+        else:
+            lines[row.id] = {"id": row.id, "labelled": row.same, "said": said[1, row.kind]}
 
     async def ask(row: Row) -> None:
         await (take_apart(row) if isinstance(row, DecompositionRow) else judge(row))
@@ -114,7 +124,8 @@ async def _measure(
     swept = await sweep(rows, ask, "rows", concurrency=concurrency, name=lambda row: row.id)
     for row, name in swept.failed:
         if name == "not_asked":
-            for figures in of_steps(row) if isinstance(row, DecompositionRow) else of_verdict(row):
+            every = of_steps(row) if isinstance(row, DecompositionRow) else of_verdicts(row).values()
+            for figures in every:
                 figures.fail(name)
             lines[row.id] = {"id": row.id, "failure": name}
     found = {
@@ -124,3 +135,11 @@ async def _measure(
         "endpoints": [{"role": state.role, "name": state.name, **state.counters} for state in core.backends()],
     }
     return found, swept, [lines[row.id] for row in rows if row.id in lines]
+
+
+def _nested(verdicts: dict[tuple[int, str], bool]) -> list[dict[str, bool]]:
+    """Verdicts of a response, a pair an entry."""
+    found: dict[int, dict[str, bool]] = {}
+    for (number, kind_), same in verdicts.items():
+        found.setdefault(number, {})[kind_] = same
+    return list(found.values())

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from rlkd_nemo.errors import BadReply
 from rlkd_nemo.gsrm.alignment import Question
 from rlkd_nemo.gsrm.prompting import Prompts
-from rlkd_nemo.gsrm.schema import after_thinking, shown, unique
+from rlkd_nemo.gsrm.schema import after_thinking, shown
 from rlkd_nemo.gsrm.service import chat
 from rlkd_nemo.gsrm.service.backends import Backends
 from rlkd_nemo.gsrm.service.chat import Choice, JsonSchema, Request
 from rlkd_nemo.gsrm.service.coalesce import Coalescer
 from rlkd_nemo.gsrm.service.mathematics import MathVerify
 from rlkd_nemo.gsrm.service.verdicts import VerdictCache, key
+from rlkd_nemo.gsrm.verdict_reply import YES_NO, read_verdicts, verdicts_schema
 
-_YES_NO = ("yes", "no")
 _WORD_TOKENS, _VERDICT_TOKENS = 16, 64  # room for {"choice": "yes"}, and for a pair's three verdicts
 Pairs = Sequence[tuple[int, Question]]  # numbered from 1; a number may come once for each kind
 
@@ -84,8 +82,8 @@ class LLMJudge:
 
     async def _ask(self, question: Question, problem: str, deadline: float) -> bool:
         prompt = self._prompts.question(question.kind, question.teacher, question.student, problem)
-        reply = await self._backends.complete(Request(prompt.messages, _WORD_TOKENS, Choice(_YES_NO)), deadline)
-        verdict = chat.chosen(after_thinking(reply.text), _YES_NO, self._backends.mode)
+        reply = await self._backends.complete(Request(prompt.messages, _WORD_TOKENS, Choice(YES_NO)), deadline)
+        verdict = chat.chosen(after_thinking(reply.text), YES_NO, self._backends.mode)
         if verdict is None:
             raise BadReply(f"the judge replied {shown(reply.text)}; wanted yes or no, nothing else")
         return verdict == "yes"
@@ -103,40 +101,8 @@ class LLMJudge:
             for number, questions in asked.items()
         ]
         prompt = self._prompts.all_questions(pairs, problem)
-        request = Request(prompt.messages, _VERDICT_TOKENS * (len(asked) + 1), _verdicts_schema(asked))
+        request = Request(
+            prompt.messages, _VERDICT_TOKENS * (len(asked) + 1), JsonSchema("verdicts", verdicts_schema(asked))
+        )
         reply = await self._backends.complete(request, deadline)
         return read_verdicts(after_thinking(reply.text), asked)
-
-
-def read_verdicts(reply: str, asked: dict[int, dict[str, Any]]) -> dict[tuple[int, str], bool]:
-    """Verdicts of one reply. Raises BadReply unless they are exactly those asked for, each yes or no."""
-    try:
-        value = json.loads(reply, object_pairs_hook=unique)
-    except ValueError as err:
-        raise BadReply(f"the judge's verdicts are no JSON ({err}): {shown(reply)}") from err
-    wanted = {str(number): set(kinds) for number, kinds in asked.items()}
-    found = (
-        {number: set(pair) if isinstance(pair, dict) else None for number, pair in value.items()}
-        if isinstance(value, dict)
-        else None
-    )
-    if found != wanted:
-        raise BadReply(f"the judge gave other verdicts than those asked for: {shown(reply)}")
-    verdicts = {(int(number), kind): said for number, pair in value.items() for kind, said in pair.items()}
-    if not all(isinstance(said, str) and said in _YES_NO for said in verdicts.values()):
-        raise BadReply(f"the judge gave a verdict that is neither yes nor no: {shown(reply)}")
-    return {where: said == "yes" for where, said in verdicts.items()}
-
-
-def _verdicts_schema(asked: dict[int, dict[str, Any]]) -> JsonSchema:
-    word = {"type": "string", "enum": list(_YES_NO)}
-
-    def closed(properties: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-            "additionalProperties": False,
-        }
-
-    return JsonSchema("verdicts", closed({str(n): closed(dict.fromkeys(kinds, word)) for n, kinds in asked.items()}))

@@ -70,10 +70,8 @@ async def structure_reward(stream: Stream, teacher: Sequence[Step], ask: Ask, no
         answers = await asyncio.gather(*solving)
     finally:
         # Also where something failed: nobody wants the rest.
-        for task in solving:
-            await _stop(task)
         complete = partial.complete
-        await _stop(generation)
+        await _stop(*solving, generation)
     verdicts = [Verdict(index, index, True, *answer) for index, answer in enumerate(answers)]
     verdicts += [mismatch] if mismatch is not None else []
     student = partial.steps()
@@ -101,14 +99,15 @@ async def _solve(partial: PartialSteps, index: int, theirs: Step, ask: Ask) -> t
     try:
         question, answer = await asyncio.gather(*parts)
     finally:
-        for task in parts:
-            await _stop(task)
+        await _stop(*parts)
     return question, answer
 
 
-async def _stop(task: asyncio.Task[Any]) -> None:
-    """Cancel and wait until it is over; what it raised is not wanted any more."""
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.exception()
+async def _stop(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel and wait until all are over; what they raised is not wanted any more."""
+    for task in tasks:
+        task.cancel()  # every one before the waiting, which may be cancelled in its turn
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()

@@ -41,11 +41,11 @@ def run(cfg: Config) -> None:
     """
     references = list(all_references(cfg))
     # The notation as the server has it: it is part of the store's keys.
-    notation = tasks.build(cfg.task).notation()
+    notation = tasks.notation(cfg.task)
     rejects = Path(cfg.exp_manager.exp_dir) / "rejected_references.jsonl"
 
     async def main() -> dict[str, int]:
-        core = Scoring(cfg.gsrm, store_directory(cfg), notation)
+        core = Scoring(cfg.gsrm, store_directory(cfg), notation, per_s=cfg.gsrm.prefill.per_s)
         try:
             await core.start()
             return await fill(core, references, cfg.gsrm.prefill, rejects, stop_requested)
@@ -117,7 +117,6 @@ async def fill(
         ask,
         "references",
         concurrency=settings.concurrency,
-        per_s=settings.per_s,
         name=lambda reference: f"problem {reference[0].id}, teacher path {reference[1]}",
         there=lambda reference: core.stored(*args(reference)),
         stop=stop,

@@ -18,7 +18,7 @@ from rlkd_nemo.gsrm.service.serve import configure_logs, serve, token
 
 def core(cfg: Config) -> ScoringCore:
     """What the server scores with, models or rules. Raises: ConfigError and InputError for settings that cannot be used."""
-    return Scoring(cfg.gsrm, store_directory(cfg), tasks.build(cfg.task).notation())
+    return Scoring(cfg.gsrm, store_directory(cfg), tasks.notation(cfg.task))
 
 
 def store_directory(cfg: Config) -> Path:

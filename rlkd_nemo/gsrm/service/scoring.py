@@ -46,12 +46,17 @@ class Scoring:
 
     Args:
         store_dir: decomposed references.   notation: of a task, for the rule-based decomposer.
-        transport: of httpx2, instead of the network.
+        transport: of httpx2, instead of the network.   per_s: most calls of the decomposer's endpoints in a second.
     Raises: ConfigError and InputError for settings that cannot be used.
     """
 
     def __init__(
-        self, settings: Gsrm, store_dir: str | Path, notation: Notation | None = None, transport: Any = None
+        self,
+        settings: Gsrm,
+        store_dir: str | Path,
+        notation: Notation | None = None,
+        transport: Any = None,
+        per_s: float | None = None,
     ) -> None:
         alignment.check_names(settings.norm, settings.alignment)
         self.settings, self._llm = settings, settings.llm
@@ -66,7 +71,7 @@ class Scoring:
         self._mathematics = MathVerify(settings.llm.math_verify_s)
         self._verdicts: VerdictCache | None = None
         if settings.decomposer == "llm":
-            self._backends.append(Backends("decomposer", settings.llm.decomposer, transport))
+            self._backends.append(Backends("decomposer", settings.llm.decomposer, transport, per_s))
             self._decomposer = LLMDecomposer(self._backends[-1], prompts, settings.llm.max_tokens, settings.llm.domain)
         else:
             self._text = decompose.build(settings.decomposer, notation)
@@ -120,6 +125,13 @@ class Scoring:
     async def same(self, question: Question, problem: str) -> bool:
         """One verdict, call by call even under `per_response`. Raises BackendUnavailable, BackendTimeout, BadReply."""
         return await self._same(question, problem, _patiently(self._llm.judge))
+
+    async def same_all(self, questions: Sequence[tuple[int, Question]], problem: str) -> dict[tuple[int, str], bool]:
+        """Verdicts on numbered questions by number and kind: of a model in one call, whatever `judging` is. Raises as
+        `same` does."""
+        if self._judge is not None:
+            return await self._judge.all(questions, problem, _patiently(self._llm.judge))
+        return {(n, q.kind): self._rule.same(q.kind, q.teacher, q.student, problem) for n, q in questions}
 
     def stored(self, problem: str, text: str, domain: str | None = None) -> bool:
         """Would `decompose` find this reference in the store?"""
@@ -237,7 +249,7 @@ class Scoring:
         s = self.settings
         rule = alignment.asking(student, teacher, s.norm, s.alignment)
         if self._judge is not None and self._judge.per_response:
-            pairs = [(n, q) for n, pair in enumerate(zip(student, teacher), 1) for q in _comparable(*pair)]
+            pairs = [(n, q) for n, pair in enumerate(zip(student, teacher), 1) for q in alignment.comparable(*pair)]
             verdicts = await self._judge.all(pairs, item.problem, deadline)
             known = {question: verdicts[number, question.kind] for number, question in pairs}
             return _told(rule, known)
@@ -266,12 +278,6 @@ class Scoring:
 def _patiently(backend: Backend) -> float:
     """A deadline that leaves room for every attempt."""
     return time.monotonic() + backend.attempts * backend.timeout_s
-
-
-def _comparable(student: Step, teacher: Step) -> list[Question]:
-    """What a model is asked about a pair of steps: the fields that both have."""
-    fields = ((kind, getattr(teacher, kind), getattr(student, kind)) for kind in ("meta", "question", "answer"))
-    return [Question(kind, theirs, mine) for kind, theirs, mine in fields if theirs and mine]
 
 
 def _told(rule: Asking[Found], known: dict[Question, bool]) -> Found:

@@ -1,4 +1,4 @@
-"""Many requests ahead of a run or beside one: so many at once, so many a second, with progress, until told to stop."""
+"""Many requests ahead of a run or beside one: so many at once, with progress, until told to stop."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
-
-from aiolimiter import AsyncLimiter
 
 from rlkd_nemo.errors import BackendTimeout, BackendUnavailable, BadReply, ServiceError
 from rlkd_nemo.gsrm.service.endpoint import Denied
@@ -56,7 +54,6 @@ async def sweep(
     description: str,
     *,
     concurrency: int,
-    per_s: float | None = None,
     name: Callable[[T], str] = str,
     there: Callable[[T], bool] = lambda item: False,
     stop: Callable[[], bool] = stop_requested,
@@ -64,12 +61,10 @@ async def sweep(
     """Call `ask` for each item. Its BadReply rejects the item, any other ServiceError fails it.
 
     Args:
-        per_s: most items begun in a second; None: as many as `concurrency` lets through.
-        there: does this one need no endpoint? It counts as there_before and does not wait for its turn.
+        there: does this one need no endpoint? It counts as there_before.
         stop: asked before each item; then what is in flight is finished, and the rest is left.
     """
     swept: Swept[T] = Swept(dict.fromkeys(("there_before", "made", "rejected", "failed", "left"), 0))
-    limiter = AsyncLimiter(1, 1 / per_s) if per_s else None
     turn, in_a_row = iter(items), 0
 
     async def patiently(item: T) -> None:
@@ -96,8 +91,6 @@ async def sweep(
                 swept.failed.append((item, "not_asked"))
                 continue
             before = there(item)
-            if limiter is not None and not before:
-                await limiter.acquire()
             try:
                 await patiently(item)
                 end, in_a_row = "there_before" if before else "made", 0

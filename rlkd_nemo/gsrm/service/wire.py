@@ -44,7 +44,9 @@ def score_request(body: bytes, max_items: int) -> ScoreRequest:
     """Read the body of `POST /score`. Raises BadRequest."""
     whole = _object(body, {"items", "deadline_s"})
     deadline = whole.get("deadline_s")
-    if deadline is not None and (isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or deadline <= 0):
+    if deadline is not None and (
+        isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0
+    ):
         raise BadRequest(f"deadline_s={deadline!r}; wanted a number of seconds above 0, or nothing")
     asked = []
     for place, entry in _items(whole, max_items, _SCORE_KEYS):
@@ -67,7 +69,8 @@ def references_request(body: bytes, max_items: int) -> list[Item]:
 def content_key(item: Item, version: str) -> bytes:
     """The hash of all that an item's result depends on: everything but its id."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (version, item.domain or "", item.problem, item.response, *item.references):
+    domain = "" if item.domain is None else f"={item.domain}"  # an empty one has another prompt than none
+    for part in (version, domain, item.problem, item.response, *item.references):
         raw = part.encode("utf-8", "surrogatepass")
         digest.update(len(raw).to_bytes(8, "big"))
         digest.update(raw)

@@ -15,6 +15,7 @@ from rlkd_nemo.launch.slurm.network import network
 from rlkd_nemo.launch.srun import hosts
 
 _LOOPBACK = "127."
+_MODELS_KEY = "RLKD_VLLM_KEY"  # the variable in which slurm/common.sh keeps a secret of the job's own
 
 
 def addresses(shown: str) -> dict[str, str]:
@@ -100,7 +101,12 @@ def _overrides(cfg: Config, at: Mapping[str, Sequence[str]]) -> list[str]:
         # On one node they listen on loopback only (launch/keeper.py).
         address = at["gsrm"][replica.node] if cfg.layout.gsrm.nodes > 1 else "127.0.0.1"
         served.setdefault(replica.role, []).append(f"http://{address}:{replica.port}/v1")
-    return found + [f"gsrm.llm.{role}.urls=[{','.join(urls)}]" for role, urls in served.items()]
+    found += [f"gsrm.llm.{role}.urls=[{','.join(urls)}]" for role, urls in served.items()]
+    if cfg.layout.gsrm.nodes > 1:
+        # There they listen to every node: they ask for a key. Its value stands in no command line.
+        without = [role for role in served if getattr(cfg.gsrm.llm, role).api_key_env is None]
+        found += [f"gsrm.llm.{role}.api_key_env={_MODELS_KEY}" for role in without]
+    return found
 
 
 def _one(name: str, value: str) -> str:

@@ -18,12 +18,15 @@ from rlkd_nemo.types import Failure, Step
 
 
 class ScriptedCore:
-    """Does what the response says: `sleep 0.2`, `down`, `bug`; any other text has the reward that `reward` gives it."""
+    """Does what the response says: `hold` (until `go` is set), `sleep 0.2`, `down`, `bug`; any other text has the reward
+    that `reward` gives it.
+    """
 
     version = "scripted-1"
 
     def __init__(self):
         self.scored, self.cancelled, self.at_once, self.most_at_once, self.reason = [], 0, 0, 0, None
+        self.go = threading.Event()
 
     async def start(self):
         pass
@@ -36,6 +39,8 @@ class ScriptedCore:
             word, _, rest = item.response.partition(" ")
             if word == "sleep":
                 await asyncio.sleep(float(rest.split()[0]))
+            while word == "hold" and not self.go.is_set():
+                await asyncio.sleep(0.01)
             if word == "bug":
                 raise RuntimeError("a planted fault")
             if word == "down":
@@ -69,7 +74,7 @@ def reward(text):
     return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 16**6
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     """Wait until `condition()` holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -94,7 +99,7 @@ class Running:
 
         self.thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
         self.thread.start()
-        assert self.up.wait(10)
+        assert self.up.wait(60)
         until(lambda: self.server.started or not self.thread.is_alive())
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -110,7 +115,7 @@ class Running:
     def stop(self):
         self.http.close()
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 

@@ -13,18 +13,37 @@ class Clock:
 def test_states():
     clock = Clock()
     breaker = Breaker(failures=2, cool_s=10, clock=clock)
-    assert breaker.allow() and not breaker.failure() and breaker.state == "closed"
+    first = breaker.allow()
+    assert first and not breaker.failure(first) and breaker.state == "closed"
     breaker.success()  # failures count in a row
-    assert not breaker.failure() and breaker.failure() and breaker.state == "open"
+    one, two, late = breaker.allow(), breaker.allow(), breaker.allow()
+    assert not breaker.failure(one) and breaker.failure(two) and breaker.state == "open"
     clock.now = 4
-    assert not breaker.allow() and breaker.retry_after_s == 6 and not breaker.failure()
+    assert not breaker.allow() and breaker.retry_after_s == 6 and not breaker.failure(late)
     clock.now = 10
-    assert breaker.state == "half_open" and breaker.allow() and not breaker.allow()  # one tries
-    breaker.failure()
+    assert breaker.state == "half_open"
+    trial = breaker.allow()
+    assert trial and not breaker.allow()  # one tries
+    breaker.failure(trial)
     assert breaker.state == "open" and breaker.retry_after_s == 10
     clock.now = 20
-    assert breaker.allow()
-    breaker.release()  # cancelled: another may try
-    assert breaker.allow()
+    breaker.release(breaker.allow())  # cancelled: another may try
+    trial = breaker.allow()
+    assert trial
     breaker.success()
     assert breaker.state == "closed" and breaker.allow() and breaker.allow()
+
+
+def test_a_trial_belongs_to_the_request_that_holds_it():
+    clock = Clock()
+    breaker = Breaker(failures=1, cool_s=10, clock=clock)
+    cancelled, failing, opening = breaker.allow(), breaker.allow(), breaker.allow()
+    assert breaker.failure(opening)
+    clock.now = 10
+    trial = breaker.allow()
+    # Requests from before the pause end in the middle of the trial, and decide nothing about it.
+    breaker.release(cancelled)
+    assert not breaker.allow()
+    assert not breaker.failure(failing) and breaker.state == "half_open" and not breaker.allow()
+    breaker.failure(trial)
+    assert breaker.state == "open" and breaker.retry_after_s == 10

@@ -71,15 +71,16 @@ def test_two_servers_share_the_work_and_one_that_is_gone_costs_nothing(server, c
 
 def test_a_server_that_comes_back_loses_nothing(client, tmp_path):
     port = free_port()
-    asked = items(*(f"sleep 1 {n}" for n in range(8)))
-    ours = client(f"http://127.0.0.1:{port}", attempts=8, backoff_s=0.2)
+    asked = items(*(f"hold {n}" for n in range(8)))
+    ours = client(f"http://127.0.0.1:{port}", attempts=8, backoff_s=0.2, deadline_s=60)
     with running(ScriptedCore(), tmp_path, port=port) as first:
         future = ours.submit(asked)
         until(lambda: first.core.at_once == 8)
         for connection in list(first.server.server_state.connections):  # as when the process is killed
             connection.transport.abort()
-    with running(ScriptedCore(), tmp_path, port=port):
-        found = future.result(20)
+    with running(ScriptedCore(), tmp_path, port=port) as second:
+        second.core.go.set()
+        found = future.result(60)
     assert [result.reward for result in found] == [reward(item.response) for item in asked]
 
 
@@ -87,14 +88,13 @@ def test_nobody_there_is_a_typed_failure(client):
     started = time.monotonic()
     (found,) = client(f"http://127.0.0.1:{free_port()}", attempts=3).score(items("x"))
     assert (found.status, found.failure) == ("failed", Failure.BACKEND_UNAVAILABLE) and "ConnectError" in found.error
-    assert 0.05 < time.monotonic() - started < 5
+    assert 0.05 < time.monotonic() - started < 15  # by its attempts, not at the deadline of 20 s
 
 
 def test_a_server_that_hangs_ends_at_the_deadline(server, client):
-    started = time.monotonic()
-    slow, quick = client(server.url, deadline_s=0.6).score(items("sleep 30", "quick"))
-    assert time.monotonic() - started < 5
-    assert slow.failure is Failure.TIMEOUT and quick.reward == reward("quick")
+    # Nothing but the deadline ends the first one, and the server keeps it: the client's own would say so otherwise.
+    slow, quick = client(server.url, deadline_s=2.0).score(items("hold", "quick"))
+    assert slow.failure is Failure.TIMEOUT and "not scored within" in slow.error and quick.reward == reward("quick")
 
 
 def test_a_full_queue_is_waited_for(client, tmp_path):
@@ -154,7 +154,7 @@ def test_a_dead_server_at_start_up_is_one_clear_error(client):
         ServiceError, match=r"no GSRM server is ready after gsrm.service.startup_s=0.5 s .*ConnectError"
     ):
         client(url).check({})
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # of 120 s that are usual
 
 
 def test_start_up_compares_rules_and_tries_the_token(server, client, tmp_path):

@@ -11,7 +11,7 @@ from benchmarks.gsrm_endpoint import stand_in
 from rlkd_nemo.config.load import load
 from rlkd_nemo.errors import ConfigError, InputError, Preempted, ServiceError
 from rlkd_nemo.gsrm import dataset
-from rlkd_nemo.gsrm.dataset import DecompositionRow, VerdictRow
+from rlkd_nemo.gsrm.dataset import DecompositionRow, Pair, ResponseRow, VerdictRow
 from rlkd_nemo.gsrm.service import sweep as sweep_module
 from rlkd_nemo.gsrm.service.evaluate import RESULT, ROWS, run
 from rlkd_nemo.types import Step
@@ -77,9 +77,31 @@ def test_what_is_right_counts_and_what_cannot_be_read_is_named(tmp_path, endpoin
     assert "0.667" in shown and "1 bad_reply" in shown
 
 
+def test_all_verdicts_of_a_response_are_one_call_and_count_by_kind(tmp_path, endpoint):
+    server = endpoint(moody)
+    agreed = Pair({"meta": "add", "answer": "in 2"}, {"meta": "ADD", "answer": "in 3"}, {"meta": True, "answer": True})
+    rows = [
+        ResponseRow("r1", "p", (agreed, Pair({"meta": "halve"}, {"meta": "double"}, {"meta": False}))),
+        ResponseRow("r2", "problem chatty", (agreed,)),
+        compared("v1", "add", "ADD", True),  # asked again: no verdict comes from a row before
+    ]
+    run(load("gsrm_data", settings(tmp_path, server, rows)))
+    found = figures_of(tmp_path)["verdicts"]
+    assert server.counters["calls"] == 3 + 2  # and one try of the constraint by each role
+    whole = found["per_response"]
+    assert (whole["rows"], whole["judged"], whole["agreement"]) == (2, 3, 2 / 3)  # the stand-in finds 2 and 3 different
+    assert whole["failures"] == {"bad_reply": 1} == found["answer"]["failures"]
+    assert (found["meta"]["rows"], found["meta"]["agreement"]) == (3, 1.0) and found["answer"]["false_no"] == 1.0
+    assert found["all"]["rows"] == 3 and found["all"]["judged"] == 4
+    lines = {line["id"]: line for line in map(json.loads, (tmp_path / "out" / ROWS).read_text().splitlines())}
+    assert lines["r1"]["said"] == [{"meta": True, "answer": False}, {"meta": False}]
+    assert lines["r1"]["labelled"][0]["answer"] is True
+
+
 def test_rules_are_measured_by_the_same_command(tmp_path, endpoint):
     tagged = "[Meta-reasoning 1]: add the numbers [Sub-problem 1]: what is 2 + 3 [Answer 1]: 5"
     rows = [taken("r", tagged, STEPS[:1]), compared("v", "1/2", "0.50", True, "answer")]
+    rows.append(ResponseRow("a", "p", (Pair({"answer": "1/2"}, {"answer": "0.50"}, {"answer": True}),)))
     run(load("gsrm_data", settings(tmp_path, endpoint(), rows, "gsrm=embedded")))
     found = figures_of(tmp_path)
     assert found["decompositions"]["all"]["steps"]["f1"] == found["verdicts"]["all"]["agreement"] == 1.0

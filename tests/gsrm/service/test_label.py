@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_a_stop_keeps_what_is_done_and_the_rest_follows(tmp_path, prompts, endpo
 
 def test_ctrl_c_ends_the_command_with_its_rows(tmp_path, prompts, endpoint):
     server = endpoint(first_token_s=0.3)
-    path = prompts(*(plain(n) for n in range(100)))
+    path = prompts(*(plain(n) for n in range(400)))
     command = [sys.executable, "examples/label_gsrm_data.py"]
     process = subprocess.Popen(
         [*command, *overrides(tmp_path, server, path, "gsrm.label.concurrency=4")],
@@ -128,7 +129,7 @@ def test_ctrl_c_ends_the_command_with_its_rows(tmp_path, prompts, endpoint):
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 3, told
     assert "left" in told and "the same command goes on" in told
-    assert 3 <= len(rows_of(tmp_path)) < 60
+    assert 3 <= len(rows_of(tmp_path)) < 400
 
 
 def test_labels_of_two_models_do_not_mix(tmp_path, prompts, endpoint):
@@ -151,6 +152,22 @@ def test_an_endpoint_that_comes_back_is_waited_for(tmp_path, prompts, endpoint, 
     run(load("gsrm_data", overrides(tmp_path, server, path, "gsrm.label.concurrency=2", *more)))
     summary = json.loads((tmp_path / "out" / label.SUMMARY).read_text())
     assert (summary["made"], summary["failed"]) == (6, 0) and server.counters["calls"] == 6 + 4
+
+
+def test_the_rate_counts_every_call(tmp_path, prompts, endpoint):
+    server = endpoint()
+    times, reply_of, down = [], server._fault, iter([None, "fail", "fail", "fail"])
+
+    def fault():
+        times.append(time.monotonic())
+        return next(down, None) or reply_of()
+
+    server._fault = fault
+    more = ["gsrm.label.per_s=4", "gsrm.llm.decomposer.attempts=4", "gsrm.llm.decomposer.timeout_s=20"]
+    run(load("gsrm_data", overrides(tmp_path, server, prompts(*(plain(n) for n in range(3))), *more)))
+    # The one that tries the constraint, three texts and three tries after a failure, which alone would come at once.
+    assert len(times) == 1 + 3 + 3
+    assert times[-1] - times[0] > 5.5 / 4, [late - times[0] for late in times]
 
 
 def test_failures_are_named_and_many_in_a_row_end_it(tmp_path, prompts, endpoint, monkeypatch):

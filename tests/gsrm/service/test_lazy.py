@@ -57,7 +57,7 @@ def writing(text, form, sizes, given_out, error=None):
 
 
 # Drawing steps is slow on a busy machine; that is no fault of the code.
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     STEPS, st.lists(STEP, min_size=1, max_size=5), st.sampled_from(["json", "tags"]),
     st.lists(st.integers(1, 30), min_size=1, max_size=4),
@@ -135,3 +135,41 @@ def test_failures_are_raised_only_where_they_matter():
         score(schema.write(teacher, "json"), Broken([True]), None)
     with pytest.raises(BadReply, match="breaks off"):
         score(half, Judge([True]), None)
+
+
+def test_whoever_is_cancelled_twice_leaves_no_generation_behind():
+    teacher = [Step("m0", "q0", None), Step("m1", None, None)]
+    begun, ended = [], []
+
+    async def writes(hand):
+        try:
+            hand(reader.feed(schema.write(teacher[:1], "json")[:-2]))
+            await asyncio.sleep(3600)
+        finally:
+            ended.append("stream")
+
+    async def ask(question):
+        if question.kind == "meta":
+            return True
+        begun.append(question)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.05)  # in no hurry: whoever waits for it may be cancelled meanwhile
+            ended.append("ask")
+
+    async def work():
+        scored = asyncio.ensure_future(lazy.structure_reward(writes, teacher, ask, "teacher"))
+        while not begun:
+            await asyncio.sleep(0)
+        for _ in range(2):  # as a time limit does that is over
+            scored.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await scored
+        await asyncio.sleep(0)
+        return list(ended)
+
+    reader = stream.reader("json")
+    assert "stream" in asyncio.run(work())

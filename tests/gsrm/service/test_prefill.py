@@ -60,14 +60,20 @@ def test_each_is_made_once_and_rejects_are_written_with_their_reason(tmp_path):
     assert sorted(text for text, _ in store.asked) == ["a", "b", "down", "down", "html", "html", "stepless"]
 
 
-def test_it_keeps_to_the_rate_and_does_not_slow_down_what_is_there(tmp_path):
-    store, out = Kept(), tmp_path / "rejected.jsonl"
+def test_it_keeps_to_the_rate_and_does_not_slow_down_what_is_there(tmp_path, endpoint):
+    server = endpoint()
+    lines = [{"problem": f"p{n}", "answer": "1", "teacher_path": f"look: what is {n} = {n}"} for n in range(6)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    backend = "gsrm.llm.decomposer"
+    overrides = ["task=prompts", f"task.path={tmp_path}/p.jsonl", f"exp_manager.exp_dir={tmp_path}/run"]
+    overrides += ["gsrm.decomposer=llm", f"{backend}.urls=[{server.url}]", f"{backend}.model=stand-in"]
+    overrides += [f"{backend}.constrain=none"]  # nothing is tried at the start
     started = time.monotonic()
-    asyncio.run(fill(store, references(*"abcdef"), Prefill(per_s=20), out))
-    assert time.monotonic() - started > 0.2  # five waits of 0.05 s
-    started = time.monotonic()
-    asyncio.run(fill(store, references(*"abcdef"), Prefill(per_s=0.1), out))
-    assert time.monotonic() - started < 5
+    run(load("rlkd_demo", [*overrides, "gsrm.prefill.per_s=20"]))
+    assert time.monotonic() - started > 0.2 and server.counters["calls"] == 6  # five waits of 0.05 s
+    # What is there waits for no turn: each would be an hour.
+    run(load("rlkd_demo", [*overrides, "gsrm.prefill.per_s=0.0003"]))
+    assert server.counters["calls"] == 6
 
 
 def test_a_signal_leaves_the_rest(tmp_path):

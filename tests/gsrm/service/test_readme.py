@@ -34,7 +34,7 @@ def server(tmp_path):
     def ready():
         assert process.poll() is None, "the server ended"
         try:
-            return httpx2.get(f"http://127.0.0.1:{port}/ready").status_code == 200
+            return httpx2.get(f"http://127.0.0.1:{port}/ready", timeout=30).status_code == 200
         except httpx2.HTTPError:
             return False
 
@@ -42,7 +42,7 @@ def server(tmp_path):
         until(ready, seconds=60)
         yield port, environment
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
 

@@ -93,7 +93,7 @@ def test_training_pauses_until_the_service_is_back(caplog):
 def test_after_the_pause_the_rollouts_have_no_reward_and_not_0(caplog):
     started = time.monotonic()
     scores = flaky(Flaky(bad=99), pause_s=0.5).score(rollouts())
-    assert 0.4 < time.monotonic() - started < 5
+    assert 0.4 < time.monotonic() - started < 30
     for score in scores:
         part = score.components["structure"]
         assert (score.reward, part.value, part.failure) == (None, None, Failure.BACKEND_UNAVAILABLE)
@@ -102,18 +102,18 @@ def test_after_the_pause_the_rollouts_have_no_reward_and_not_0(caplog):
 
 
 @pytest.mark.parametrize("client", [Flaky(9, Failure.REFERENCE_MISSING), Flaky(9, final=True)])
-def test_what_would_fail_again_is_not_waited_for(client):
-    started = time.monotonic()
-    assert {score.reward for score in flaky(client, pause_s=30).score(rollouts())} == {None}
-    assert time.monotonic() - started < 1 and len(client.calls) == 1
+def test_what_would_fail_again_is_not_waited_for(client, caplog):
+    scorer = flaky(client, pause_s=30)
+    assert {score.reward for score in scorer.score(rollouts())} == {None}
+    assert "paused" not in caplog.text and len(client.calls) == 1
 
 
 def test_a_signal_ends_the_pause():
     stopped = threading.Event()
     threading.Timer(0.3, stopped.set).start()
     started = time.monotonic()
-    flaky(Flaky(bad=99), pause_s=60, stop_requested=stopped.is_set).score(rollouts())
-    assert time.monotonic() - started < 5
+    flaky(Flaky(bad=99), pause_s=600, stop_requested=stopped.is_set).score(rollouts())
+    assert time.monotonic() - started < 60
 
 
 def test_one_failure_within_the_budget_is_left_alone():

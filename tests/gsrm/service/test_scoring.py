@@ -42,7 +42,7 @@ def short_waits(monkeypatch):
 
 def settings(decomposer, judge, llm=None, **more):
     def backend(server):
-        return Backend(urls=[server.url], model="stand-in", breaker_cool_s=0.2, timeout_s=5)
+        return Backend(urls=[server.url], model="stand-in", breaker_cool_s=0.2, timeout_s=60)
 
     models = LLM(**{"decomposer": backend(decomposer), "judge": backend(judge), "math_verify_s": 0, "eager_share": 0.0,
                     **(llm or {})})  # fmt: skip
@@ -62,7 +62,7 @@ def item(text, name="i", references=(REFERENCE,), problem="What is half of twice
     return Item(name, problem, text, tuple(references))
 
 
-def score_all(config, store, items, deadline_s=10.0):
+def score_all(config, store, items, deadline_s=60.0):
     async def work(core):
         return await asyncio.gather(*(core.score(one, deadline_s=deadline_s) for one in items))
 
@@ -103,18 +103,19 @@ def test_other_rules(endpoint, run, tmp_path, more, reward):
 
 
 def test_lazy_scoring_saves_tokens_and_references_are_made_once(endpoint, run, tmp_path):
-    # Slow enough that a busy machine cancels in time.
-    decomposer, judge = endpoint(token_s=0.006, constrains=("vllm",)), endpoint(constrains=("vllm",))
+    decomposer, judge = endpoint(constrains=("vllm",)), endpoint(constrains=("vllm",))
     apart = response("guess: what is it = 5", *(STEPS * 5))
     items = [item(apart, str(i)) for i in range(4)]
     run(score_all(settings(decomposer, judge), tmp_path, items))
     assert decomposer.counters["calls"] == 1 + 1 + 4  # the probe, the reference once, each response
     decomposer.counters.clear()
+    decomposer.behaviour.token_s = 0.05  # so slow that a busy machine cancels in time
     lazy = run(score_all(settings(decomposer, judge), tmp_path, items))
     until(lambda: decomposer.counters["cancelled"] == 4)  # the endpoint's own thread sees it a moment later
     tokens = decomposer.counters["completion_tokens"]
     assert decomposer.counters["calls"] == 1 + 4
     decomposer.counters.clear()
+    decomposer.behaviour.token_s = 0.0
     eager = run(score_all(settings(decomposer, judge, {"lazy": "off"}), tmp_path, items))
     assert [r.reward for r in lazy] == [r.reward for r in eager] == [0.0] * 4
     assert tokens * 5 < decomposer.counters["completion_tokens"]
@@ -127,7 +128,7 @@ def test_failures_are_typed(endpoint, run, tmp_path):
     decomposer, judge = endpoint(), endpoint()
     fresh = iter(range(1000))
 
-    def one(faults, where, references=(REFERENCE,), text=None, deadline_s=10.0, **llm):
+    def one(faults, where, references=(REFERENCE,), text=None, deadline_s=60.0, **llm):
         async def work(core):
             where.behaviour.faults = faults
             try:
@@ -151,7 +152,7 @@ def test_failures_are_typed(endpoint, run, tmp_path):
             "decomposer lies": one({"html": 1.0}, decomposer, lazy=lazy),
             "judge down": one({"fail": 1.0}, judge, lazy=lazy),
             "judge lies": one({"truncated": 1.0}, judge, lazy=lazy),
-            "judge hangs": one({"hang": 1.0}, judge, deadline_s=0.5, lazy=lazy),
+            "judge hangs": one({"hang": 1.0}, judge, deadline_s=2.0, lazy=lazy),
             "cut off": one({}, judge, max_tokens=10, lazy=lazy),
         }
         assert {name: result.failure for name, result in found.items()} == {
@@ -175,16 +176,30 @@ def test_a_stream_that_breaks_off_is_begun_anew(endpoint, run, tmp_path):
     config = settings(decomposer, endpoint())
 
     async def work(core):
-        await core.score(item(REFERENCE), deadline_s=10)
+        await core.score(item(REFERENCE), deadline_s=60)
         decomposer.behaviour.faults = {"broken_stream": 0.4}
         items = [item(response(*STEPS[: 1 + i % 3], f"word {'x' * i}: q = a"), str(i)) for i in range(12)]
-        return await asyncio.gather(*(core.score(one, deadline_s=20) for one in items))
+        return await asyncio.gather(*(core.score(one, deadline_s=60) for one in items))
 
     results = run(scoring(config, tmp_path, work))
     assert decomposer.counters["broken_stream"] > 0
     for i, result in enumerate(results):
         assert result.reward == pytest.approx((1 + i % 3) / 3) or result.failure is Failure.BACKEND_UNAVAILABLE
     assert sum(result.status == "ok" for result in results) >= 9
+
+
+@pytest.mark.parametrize("lazy", ["on", "off"])
+def test_a_model_that_does_not_keep_to_the_form_says_nothing_about_its_endpoint(endpoint, run, tmp_path, lazy):
+    def rule(messages, form):
+        return "Sure, here you go!" * 50 if "astray" in messages[-1]["content"] else stand_in(messages, form)
+
+    async def work(core):
+        scored = [await core.score(item(response(*STEPS, f"astray: {n} = {n}")), deadline_s=60) for n in range(6)]
+        return {result.failure for result in scored}, core.unavailable()
+
+    config = settings(endpoint(rule=rule), endpoint(), {"lazy": lazy})
+    config.llm.decomposer.breaker_cool_s = 600
+    assert run(scoring(config, tmp_path, work)) == ({Failure.DECOMPOSER_FAILED}, None)
 
 
 def test_an_open_breaker_is_told(endpoint, run, tmp_path):
@@ -195,10 +210,12 @@ def test_an_open_breaker_is_told(endpoint, run, tmp_path):
         assert "stand-in" in core.version and "prompts-" in core.version
         judge.behaviour.faults = {"fail": 1.0}
         for number in range(3):
-            await core.score(item(response(*STEPS), problem=str(number)), deadline_s=10)
+            await core.score(item(response(*STEPS), problem=str(number)), deadline_s=60)
         return core.unavailable()
 
-    assert "every judge endpoint is failing" in run(scoring(settings(decomposer, judge), tmp_path, work))
+    config = settings(decomposer, judge)
+    config.llm.judge.breaker_cool_s = 600
+    assert "every judge endpoint is failing" in run(scoring(config, tmp_path, work))
 
 
 def test_settings_that_cannot_be_used(endpoint, run, tmp_path):
@@ -215,7 +232,7 @@ def test_models_are_optional(endpoint, run, tmp_path):
 
     async def work(core):
         assert core.backends() == [] and core.unavailable() is None
-        return await core.score(item(tagged, references=(tagged,)), deadline_s=5)
+        return await core.score(item(tagged, references=(tagged,)), deadline_s=60)
 
     result = run(scoring(Gsrm(), tmp_path, work))
     assert result.reward == 1 and Scoring(Gsrm(), tmp_path).not_lazy
@@ -254,7 +271,7 @@ def test_domains_pick_the_prompt(endpoint, run, tmp_path):
     items = [Item(str(d), "p", response(*STEPS), (REFERENCE,), d) for d in (None, "code", "puzzle", "law")]
 
     async def work(core):
-        return [await core.score(one, deadline_s=10) for one in items]
+        return [await core.score(one, deadline_s=60) for one in items]
 
     assert all(result.reward == 1 for result in run(scoring(config, tmp_path, work)))
     prompts = [text for text in seen if "reasoning apart" in text]

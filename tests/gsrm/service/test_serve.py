@@ -11,11 +11,17 @@ import types
 import httpx2
 import pytest
 
+from rlkd_nemo.config.load import load
 from rlkd_nemo.config.schema import GsrmServer
 from rlkd_nemo.errors import BackendUnavailable, ConfigError
-from rlkd_nemo.gsrm.service import serve
+from rlkd_nemo.gsrm.service import run, serve
 from rlkd_nemo.gsrm.service.serve import JsonLines, token
 from tests.gsrm.service.serving import ScriptedCore, item, reward, running, until
+
+
+def test_a_server_needs_no_problems(tmp_path):
+    cfg = load("rlkd_demo", ["task=prompts", "task.path=no/such/file", f"exp_manager.exp_dir={tmp_path}"])
+    assert run.core(cfg).version == "text-1|normalised|first|prefix|teacher"
 
 
 def in_background(core, work):
@@ -28,7 +34,7 @@ def in_background(core, work):
 
 def test_a_drain_finishes_what_is_in_flight_and_refuses_the_rest(tmp_path):
     with running(ScriptedCore(), tmp_path) as server:
-        thread, found = in_background(server.core, lambda: server.score(item("held", "sleep 2 held")))
+        thread, found = in_background(server.core, lambda: server.score(item("held", "hold on")))
         server.server.handle_exit(signal.SIGTERM, None)
         time.sleep(0.3)
         refused = server.http.post("/score", json={"items": [item("new", "new")]})
@@ -37,18 +43,20 @@ def test_a_drain_finishes_what_is_in_flight_and_refuses_the_rest(tmp_path):
         ready = server.http.get("/ready")
         assert ready.status_code == 503 and "draining" in ready.json()["reason"]
         assert server.http.get("/health").status_code == 200
-        thread.join(10)
-        assert found["held"]["reward"] == reward("sleep 2 held")
-        assert server.ended.wait(5) and not server.server.gave_up
+        assert not server.ended.is_set()
+        server.core.go.set()
+        thread.join(60)
+        assert found["held"]["reward"] == reward("hold on")
+        assert server.ended.wait(60) and not server.server.gave_up
 
 
 def test_after_the_limit_what_is_left_fails_with_a_name(tmp_path):
     with running(ScriptedCore(), tmp_path, drain_s=0.3) as server:
-        thread, found = in_background(server.core, lambda: server.score(item("held", "sleep 30")))
+        thread, found = in_background(server.core, lambda: server.score(item("held", "hold on")))
         server.server.handle_exit(signal.SIGTERM, None)
-        thread.join(10)
+        thread.join(60)
         assert found["held"]["failure"] == "backend_unavailable" and "shutting down" in found["held"]["error"]
-        assert server.ended.wait(5) and server.server.gave_up == 1 and server.core.cancelled == 1
+        assert server.ended.wait(60) and server.server.gave_up == 1 and server.core.cancelled == 1
 
 
 def test_an_open_address_wants_a_token(monkeypatch):

@@ -19,7 +19,7 @@ STAND_INS = {
     "squeue": "[[ -z $ENDS ]] || echo $ENDS",
     # Our tools for real; in place of the work one rank that has saved.
     "python": f"""if [[ $1 == -m && $2 != *keeper ]]; then exec {sys.executable} "$@"; fi
-echo "work $* end=${{SLURM_JOB_END_TIME-}}" >> "$NOTES"
+echo "work $* key of ${{#RLKD_VLLM_KEY}} end=${{SLURM_JOB_END_TIME-}}" >> "$NOTES"
 echo '{{"code": 3, "message": "stopped after step 4", "deliberate": true, "time": 1}}' > "$RLKD_REPORTS/0.json"
 exit 3""",
 }
@@ -86,6 +86,13 @@ def test_a_server_whose_secret_nobody_knows_says_so(job):
     assert done.returncode == 0 and "export RLKD_GSRM_TOKEN and submit again" in done.stdout, done.stdout + done.stderr
     done, _ = job("none", **served, RLKD_GSRM_TOKEN="mine")
     assert done.returncode == 0 and "RLKD_GSRM_TOKEN" not in done.stdout
+
+
+def test_each_job_has_a_key_for_its_models(job):
+    done, notes = job("none")
+    assert done.returncode == 0 and " key of 44 " in notes, done.stdout + done.stderr
+    done, notes = job("none", RLKD_VLLM_KEY="mine-and-nobodys-else")
+    assert " key of 21 " in notes and "mine-and" not in notes + done.stdout + done.stderr
 
 
 def test_another_runtime_is_refused(job):

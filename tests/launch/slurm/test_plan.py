@@ -6,6 +6,7 @@ import pytest
 
 from rlkd_nemo.config.load import load
 from rlkd_nemo.errors import InputError
+from rlkd_nemo.launch import keeper
 from rlkd_nemo.launch.slurm.network import network
 from rlkd_nemo.launch.slurm.plan import addresses, assignments
 
@@ -67,6 +68,24 @@ def test_models_of_the_gsrm_are_asked_where_they_run():
     assert "gsrm.llm.judge.urls=[http://10.0.0.2:8100/v1,http://10.0.0.3:8101/v1]" in shell(
         lines, '"${RLKD_OVERRIDES[@]}"'
     )
+
+
+def test_models_that_other_nodes_reach_want_a_key_of_the_job(monkeypatch):
+    served = [
+        "gsrm=vllm", "layout.gsrm.nodes=2", "layout.gsrm.gpus_per_node=1", "layout.gsrm.decomposer.replicas=1",
+        "layout.gsrm.decomposer.weights=w", "layout.gsrm.judge.replicas=1", "layout.gsrm.judge.weights=w",
+        "gsrm.llm.judge.api_key_env=OURS",
+    ]  # fmt: skip
+    monkeypatch.setenv("RLKD_VLLM_KEY", "s3cret")
+    lines = plan(*served, environment={**JOB, "SLURM_JOB_NODELIST_HET_GROUP_1": "n[2-3]"})
+    found = shell(lines, '"${RLKD_OVERRIDES[@]}"')
+    assert [word for word in found if "api_key_env" in word] == ["gsrm.llm.decomposer.api_key_env=RLKD_VLLM_KEY"]
+    assert not any("s3cret" in line for line in lines)
+    cfg = load("rlkd_demo", ["layout=cpu_loopback", *served, *found])
+    command, own = keeper.commands(cfg, 0, found)["decomposer on port 8000"]
+    assert own["VLLM_API_KEY"] == "s3cret" and not any("s3cret" in word for word in command)
+    alone = [*served, "layout.gsrm.nodes=1", "layout.gsrm.gpus_per_node=2"]  # on loopback
+    assert not any("api_key_env" in word for word in shell(plan(*alone), '"${RLKD_OVERRIDES[@]}"'))
 
 
 def test_models_beside_their_only_server_are_asked_on_loopback():

@@ -21,6 +21,7 @@ OTHERS = ("common.sh", "site.sh", "submit.sh", "aligner_rlkd.sh")
 JOBS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in OTHERS]
 RECORD = """#!/bin/bash
 printf '%s\\n' "$@" "token of ${#RLKD_GSRM_TOKEN} ${RLKD_TOKEN_MADE-}" > "$RECORD"
+while [[ $1 == -* ]]; do shift; done
 cat "$1" >> "$RECORD"
 """
 
@@ -69,13 +70,15 @@ def submit(tmp_path):
     sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
     record = tmp_path / "record"
 
-    def run(*arguments, **more):
+    def run(*arguments, command=(str(ROOT / "slurm/submit.sh"),), **more):
         environment = {
-            **os.environ, "PATH": f"{sbatch.parent}:{os.environ['PATH']}", "RECORD": str(record),
+            **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
+            "PATH": f"{sbatch.parent}:{os.environ['PATH']}", "RECORD": str(record),
             "RLKD_PYTHON": sys.executable, "RLKD_RUNTIME": "none", **more,
         }  # fmt: skip
-        command = [str(ROOT / "slurm/submit.sh"), *arguments]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [*command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
         return done, record.read_text() if record.exists() else None
 
     return run
@@ -113,6 +116,17 @@ def test_a_wrong_config_is_refused_before_anything_is_submitted(submit, argument
     assert submitted is None
 
 
+def test_a_script_started_by_hand_submits_itself(submit, tmp_path):
+    mine = [*DEMO, f"exp_manager.exp_dir={tmp_path}"]
+    by_hand = ("bash", os.path.relpath(ROOT / "slurm/train_gsrm.sh", tmp_path))  # from any folder
+    done, submitted = submit(*mine, "rlkd.group_size=0", command=by_hand)
+    assert done.returncode == 2 and "rlkd.group_size=0" in done.stdout and submitted is None
+    done, submitted = submit(*mine, "--sbatch=--time=5", command=by_hand)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = submitted.splitlines()
+    assert lines[0] == "--time=5" and lines[2:4] == DEMO[:2] and lines[-1] == 'rlkd_job train_gsrm gsrm_7b "$@"'
+
+
 def test_it_is_the_checkout_that_submits(submit, tmp_path):
     # A login node needs three libraries and no installation of ours; where there is one, it may be an older copy.
     login = tmp_path / "python"
@@ -133,6 +147,7 @@ def test_every_job_script_looks_alike():
     for path in JOBS:
         lines = path.read_text().splitlines()
         assert "set -euo pipefail" in lines and "source slurm/common.sh" in lines, path.name
+        assert 'cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"' in lines, path.name
         assert lines[-1].startswith("rlkd_job ") and os.access(path, os.X_OK), path.name
     for path in (ROOT / "slurm").glob("*.sh"):
         assert "sleep" not in path.read_text().split() and "$((" not in path.read_text(), path.name
