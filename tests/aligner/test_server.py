@@ -61,6 +61,8 @@ def test_our_client_outlives_the_death_and_return_of_the_server(models):
     # Without a server: no reward, in time, and no hung rank; with it again: rewards.
     assert same(seen["gone"], [NAN, NAN]) and seen["seconds"] < 120  # request_timeout_s: 6
     assert same(seen["back"], WANTED[:2])
+    # Our client names its rows, and the server's log does.
+    assert "row row-3: its prompt belongs to no problem" in (models / f"server-{port}.log").read_text()
     # The unmodified client, made before, finds the new server too.
     assert same(seen["stock_before"], WANTED[:2]) and same(seen["stock_back"], WANTED[:2])
 
