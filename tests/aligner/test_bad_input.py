@@ -9,7 +9,7 @@ from tests.aligner import nemo_python as nemo
 from tests.aligner.conftest import serving
 from tests.aligner.runs import EXAMPLE, arguments
 
-pytestmark = [*nemo.needed, pytest.mark.timeout(500)]
+pytestmark = [*nemo.needed, pytest.mark.timeout(1000)]
 
 
 def refused(models, tmp_path, port=1, MASTER_PORT="0", **changes):

@@ -6,7 +6,7 @@ import pytest
 from tests.aligner import nemo_python as nemo
 from tests.aligner.runs import logged, train
 
-pytestmark = [*nemo.needed, pytest.mark.timeout(600)]
+pytestmark = [*nemo.needed, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

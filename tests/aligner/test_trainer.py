@@ -6,7 +6,7 @@ import pytest
 
 from tests.aligner import nemo_python as nemo
 
-pytestmark = nemo.needed
+pytestmark = [*nemo.needed, pytest.mark.timeout(1000)]
 
 FAULTS = {
     "data-parallel chunking": [
