@@ -18,7 +18,7 @@ def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     subprocess.run(
         [nemo.PYTHON, "-c", "import sys, tiny; tiny.make_tokenizer(sys.argv[1])", str(folder)],
-        env=nemo.environment(PYTHONPATH=str(nemo.HERE)), check=True, timeout=120,
+        env=nemo.environment(PYTHONPATH=str(nemo.HERE)), check=True, timeout=400,
     )  # fmt: skip
     return folder
 

@@ -17,7 +17,7 @@ pytestmark = nemo.needed
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     path = tmp_path_factory.mktemp("reference") / "reference.pt"
-    launch(nemo.HERE / "reference_ranks.py", 1, path)
+    launch(nemo.HERE / "reference_ranks.py", 1, path, timeout=600)
     return path
 
 
