@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 # Numbers in a tile: 64 MiB of fp32 logits. Large enough for square matrix products at full speed.
 TILE = 1 << 24
-# Tiles that wait for backward, 256 MiB at most: a quarter of 2,000 tokens over 131,072 ids, all of a small vocabulary.
+# Tiles that wait for backward, 256 MiB at most: a quarter of 2,000 tokens over 131,072 ids.
 KEPT = 4
 # On a CPU the passes over a tile go a few rows at a time, which stay in its cache; a GPU takes a tile at once.
 _CACHED = 1 << 17
@@ -50,7 +50,8 @@ def token_log_probs(
     Rows whose incoming gradient is zero cost nothing in backward.
     """
     backward = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    kept = KEPT if backward else 1
+    # A share of the vocabulary that fits one tile is quickly made again, to the same digits as ever.
+    kept = KEPT if backward and _shape(hidden, weight, chunk)[1] < weight.shape[0] else 0
     return _TokenLogProbs.apply(hidden, weight, targets, vocab_size, temperature, group, chunk, reduce_grad, kept)
 
 
@@ -68,7 +69,7 @@ class _TokenLogProbs(torch.autograd.Function):
         top = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         sums = torch.zeros((3, *targets.shape), dtype=torch.float32, device=hidden.device)
         kept: deque[_Kept] = deque(maxlen=num_kept)
-        tiles = _Tiles(hidden, weight, num_real, temperature, chunk, buffers=num_kept)
+        tiles = _Tiles(hidden, weight, num_real, temperature, chunk, buffers=max(1, num_kept))
         for rows, columns in tiles.of(slice(0, targets.shape[0]), slice(0, weight.shape[0])):
             if columns.start == 0:
                 kept.clear()  # those of one block of tokens only, so that what they leave is rectangles
@@ -133,6 +134,12 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None, None, None, None
 
 
+def _shape(hidden: torch.Tensor, weight: torch.Tensor, chunk: int) -> tuple[int, int]:
+    """Rows and columns of a tile."""
+    rows = max(1, min(chunk, hidden.shape[0]))
+    return rows, max(1, min(weight.shape[0], TILE // rows))
+
+
 class _Kept(NamedTuple):
     """A tile after the forward pass: its logits less `top`, the maxima of its rows up to then."""
 
@@ -156,8 +163,7 @@ class _Tiles:
         buffers: int = 1,
     ) -> None:
         self.hidden, self.weight, self.num_real, self.temperature = hidden, weight, num_real, temperature
-        self.num_rows = max(1, min(chunk, hidden.shape[0]))
-        self.num_columns = max(1, min(weight.shape[0], TILE // self.num_rows))
+        self.num_rows, self.num_columns = _shape(hidden, weight, chunk)
         self.size = self.num_rows * self.num_columns
         self.buffers: deque[torch.Tensor | None] = deque([None] * buffers)
         cached = self.size if hidden.is_cuda else min(self.size, max(_CACHED, self.num_columns))

@@ -129,7 +129,7 @@ def test_tiles_that_waited_spare_their_product_and_change_no_gradient(kept, dead
         torch.testing.assert_close(c, b)
 
 
-def test_without_gradients_no_tile_waits(monkeypatch):
+def test_without_gradients_no_tile_waits_nor_one_that_has_the_whole_vocabulary(monkeypatch):
     buffers = []
     plain_init = module._Tiles.__init__
 
@@ -142,4 +142,8 @@ def test_without_gradients_no_tile_waits(monkeypatch):
     with torch.no_grad():
         token_log_probs(hidden, weight, targets, vocab_size=8)
     token_log_probs(hidden, weight, targets, vocab_size=8)
-    assert buffers == [1, module.KEPT]
+    monkeypatch.setattr(module, "TILE", 16)  # two tiles
+    with torch.no_grad():
+        token_log_probs(hidden, weight, targets, vocab_size=8)
+    token_log_probs(hidden, weight, targets, vocab_size=8)
+    assert buffers == [1, 1, 1, module.KEPT]
