@@ -46,7 +46,7 @@ def job(tmp_path):
             "model.tensor_model_parallel_size=1", f"exp_manager.exp_dir={tmp_path / 'run'}", *more,
         ]  # fmt: skip
         command = ["bash", str(ROOT / f"slurm/{script}.sh"), *arguments]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         return done, notes.read_text() if notes.exists() else ""
 
     return run
