@@ -38,12 +38,19 @@ class RewardDesk:
     left of it after encoding and decoding: chat templates close their turns with the end-of-text token (Qwen's <|im_end|>,
     Llama's <|eot_id|>), which decoding leaves out.
 
-    Args: problems: all that may be asked about, with their teacher paths.
+    Args:
+        problems: all that may be asked about, with their teacher paths.
+        end_strings: tokens that end a response like the end of text does, the actor's own setting of that name; what is no
+            token of this tokenizer is passed over.
     Raises: InputError without a single problem, or when two have the same prompt and different answers.
     """
 
-    def __init__(self, scorer: Scorer, problems: Iterable[Problem], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, scorer: Scorer, problems: Iterable[Problem], tokenizer: Tokenizer, end_strings: Sequence[str] = ()
+    ) -> None:
         self.scorer, self.tokenizer = scorer, tokenizer
+        pieces = {piece: index for index, piece in enumerate(tokenizer.pieces())}
+        self._ends = {tokenizer.eos_id, *(pieces[text] for text in end_strings if text in pieces)}
         self._problems: dict[str, Problem] = {}
         for problem in problems:
             for prompt in (problem.prompt, tokenizer.decode(tokenizer.encode(problem.prompt))):
@@ -83,8 +90,9 @@ class RewardDesk:
         return out
 
     def _rollout(self, row: Row, place: int) -> Rollout | None:
-        tokens = list(row.tokens)
-        ended = row.text is not None or tokens[-1] == self.tokenizer.eos_id
+        ids = list(row.tokens)
+        ended = row.text is not None or ids[-1] in self._ends
+        tokens = ids[:-1] if ended else ids  # an end that is no special token would be part of the text
         if row.text is None and row.prompt_length is not None:
             problem = self._problems.get(_bare(self.tokenizer.decode(tokens[: row.prompt_length])))
             text = self.tokenizer.decode(tokens[row.prompt_length :])
@@ -94,7 +102,7 @@ class RewardDesk:
             return None
         start = row.prompt_length or 0
         return Rollout(
-            problem=problem, group=place, sample=0, prompt_ids=tokens[:start], response_ids=tokens[start:], log_probs=[],
+            problem=problem, group=place, sample=0, prompt_ids=ids[:start], response_ids=ids[start:], log_probs=[],
             text=text, truncated=not ended, weight_version=0, temperature=1.0,
         )  # fmt: skip
 

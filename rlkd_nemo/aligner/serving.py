@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 FILE = "conf/aligner/inference_gsrm.yaml"
 SECTIONS = ("task", "reward", "gsrm")
+SENTENCEPIECE = (
+    "tokenizer.library=sentencepiece is not read here; save it once as a fast tokenizer, which keeps its ids, by transformers' "
+    "LlamaTokenizerFast(vocab_file='tokenizer.model').save_pretrained(DIR), and set tokenizer.library=huggingface, "
+    "tokenizer.type=DIR"
+)
 
 
 def read(tree: Mapping[str, Any]) -> tuple[Inference, Config]:
@@ -36,7 +41,11 @@ def read(tree: Mapping[str, Any]) -> tuple[Inference, Config]:
     settings = [Setting("objective.name", "grpo", FILE)]  # the schema wants one; a server optimizes nothing
     for name in SECTIONS:
         settings += flatten(tree.get(name) or {}, FILE, f"{name}.")
-    settings += flatten(tree.get("tokenizer") or {}, FILE, "model.tokenizer.")
+    tokenizer_section = tree.get("tokenizer") or {}
+    if tokenizer_section.get("library") == "sentencepiece":
+        problems.append(SENTENCEPIECE)
+        tokenizer_section = {}
+    settings += flatten(tokenizer_section, FILE, "model.tokenizer.")
     cfg, more = fill(settings)
     problems += more
     if cfg is not None:
@@ -59,16 +68,17 @@ def _inference(given: Mapping[str, Any]) -> tuple[Inference, list[str]]:
             problems.append(f"inference.{key}={value!r}: {str(error).splitlines()[0]}")
     if not 1 <= node.port <= 65535:
         problems.append(f"inference.port={node.port} is no port; wanted 1 to 65535")
-    return Inference(**{name: node[name] for name in known}), problems
+    inference: Any = OmegaConf.to_object(node)
+    return inference, problems
 
 
-def build_desk(cfg: Config) -> RewardDesk:
+def build_desk(cfg: Config, end_strings: Sequence[str] = ()) -> RewardDesk:
     """Raises: ConfigError for a task without a fixed list of problems; what tasks, tokenizers and scorers raise."""
     task = tasks.build(cfg.task)
     if not isinstance(task, Prompts):
         raise ConfigError("task.name must be prompts: a reward server looks problems up by the prompts it is sent")
     problems = [problem for split in task.problems.values() for problem in split]
-    return RewardDesk(_scorer(cfg, task), problems, tokenizer.build(cfg.model.tokenizer, task))
+    return RewardDesk(_scorer(cfg, task), problems, tokenizer.build(cfg.model.tokenizer, task), end_strings)
 
 
 def build_server(tree: Mapping[str, Any]) -> GSRMRewardServer:
@@ -76,7 +86,8 @@ def build_server(tree: Mapping[str, Any]) -> GSRMRewardServer:
     from rlkd_nemo.aligner.reward_server import GSRMRewardServer
 
     inference, cfg = read(tree)
-    return GSRMRewardServer(build_desk(cfg), **dataclasses.asdict(inference))
+    address = dataclasses.asdict(inference)
+    return GSRMRewardServer(build_desk(cfg, address.pop("end_strings")), **address)
 
 
 def _scorer(cfg: Config, task: Task) -> Scorer:

@@ -190,8 +190,19 @@ class RLKDTrainer(ReinforceTrainer):
                 [row[:start] for row, start in zip(rows, starts)],
                 [row[start:end] for row, start, end in zip(rows, starts, ends)],
             )
+        lengths, given = (mask.sum(1)).tolist(), [len(row) for row in values]
+        if given != lengths:
+            raise ShapeError(
+                f"the teacher gave log-probs for {given[:8]} tokens; wanted one for each token of the {len(lengths)} responses: "
+                f"{lengths[:8]} (the first eight)"
+            )
         taught = torch.zeros(mask.shape, dtype=torch.float32, device=tokens.device)
-        local["teacher_logprobs"] = taught.masked_scatter(mask, torch.cat(list(values)).to(taught))
+        taught = taught.masked_scatter(mask, torch.cat(list(values)).to(taught))
+        # A remote teacher may answer twice and not the same; the ranks that share a row must learn from one answer.
+        group = parallel_state.get_model_parallel_group()
+        if dist.get_world_size(group) > 1:
+            dist.broadcast(taught, parallel_state.get_model_parallel_src_rank(), group=group)
+        local["teacher_logprobs"] = taught
         dropped = tokens[:, 1:] == self.model.tokenizer.eos_id
         local["teacher_mask"] = mask & ~dropped if self.settings.drop_teacher_at_end else mask
 

@@ -62,6 +62,8 @@ class Inference:
     port: int = 5555
     model_name: str = "reward_model"
     max_queue_delay_microseconds: int = 2000  # how long a request waits for others of its width to be scored with it
+    # Tokens that end a response beside the end of text; model.reinforce.sampling_params.end_strings of the actor
+    end_strings: list[str] = field(default_factory=lambda: ["<|endoftext|>", "<extra_id_1>"])
 
 
 def read(section: Mapping[str, Any] | DictConfig | None) -> tuple[AlignerRlkd, str, PolicyObjective]:

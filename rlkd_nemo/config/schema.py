@@ -173,7 +173,8 @@ class Model:
     micro_batch_tokens: int | None = None  # tokens a rank, padding included, instead; null: count sequences
     forward_micro_batch_tokens: int | None = None  # the same for forward-only log-probs
     packed_sequences: bool = False  # rows of a micro-batch end to end instead of padded to the longest
-    log_prob_chunk_tokens: int = 4096  # tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary
+    # Tokens of a tile of logits; a tile takes 64 MiB whatever the vocabulary, and up to four wait for backward.
+    log_prob_chunk_tokens: int = 4096
     # Activations thrown away and made again in backward; full: whole layers; selective: core
     # attention only, which spares next to nothing where the kernel is fused, as it is here.
     activations_checkpoint_granularity: str | None = None  # full, selective; null: all are kept

@@ -2,21 +2,26 @@
 
 The logits exist one tile at a time: a block of tokens by a slice of this rank's share of the vocabulary. A running
 maximum and running sums join the tiles (an online soft-max), so the tensor-parallel ranks speak once a call, not once
-a tile; backward makes each tile again and turns it into its gradient in place. Columns that only pad the vocabulary
-have probability 0. Arithmetic is fp32 whatever the weights are.
+a tile; backward turns each tile into its gradient in place. The last few tiles of a forward pass wait for that, the
+others are made again. Columns that only pad the vocabulary have probability 0. Arithmetic is fp32 whatever the weights
+are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 # Numbers in a tile: 64 MiB of fp32 logits. Large enough for square matrix products at full speed.
 TILE = 1 << 24
+# Tiles that wait for backward, 256 MiB at most: a quarter of 2,000 tokens over 131,072 ids, all of a small vocabulary.
+KEPT = 4
 # On a CPU the passes over a tile go a few rows at a time, which stay in its cache; a GPU takes a tile at once.
-_CACHED = 1 << 18
+_CACHED = 1 << 17
 # Logit of columns that only pad the vocabulary: e^x is 0, and unlike -inf it stays a number when multiplied by that 0.
 _NEVER = -1e30
 
@@ -44,12 +49,14 @@ def token_log_probs(
     Returns: float32 [tokens] log-probs (nats, differentiable) and float32 [tokens] entropies (nats, detached).
     Rows whose incoming gradient is zero cost nothing in backward.
     """
-    return _TokenLogProbs.apply(hidden, weight, targets, vocab_size, temperature, group, chunk, reduce_grad)
+    backward = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    kept = KEPT if backward else 1
+    return _TokenLogProbs.apply(hidden, weight, targets, vocab_size, temperature, group, chunk, reduce_grad, kept)
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, vocab_size, temperature, group, chunk, reduce_grad):
+    def forward(ctx, hidden, weight, targets, vocab_size, temperature, group, chunk, reduce_grad, num_kept):
         size = dist.get_world_size(group) if group is not None else 1
         first = (dist.get_rank(group) if size > 1 else 0) * weight.shape[0]
         num_real = min(max(vocab_size - first, 0), weight.shape[0])  # the last ranks may hold nothing but padding
@@ -60,12 +67,16 @@ class _TokenLogProbs(torch.autograd.Function):
         # Over this rank's columns: maximum, sum of e^(x - max), target's logit, sum of e^(x - max) (x - max).
         top = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         sums = torch.zeros((3, *targets.shape), dtype=torch.float32, device=hidden.device)
-        tiles = _Tiles(hidden, weight, num_real, temperature, chunk)
-        for rows, columns in tiles.of(targets.shape[0]):
-            logits = tiles.logits(hidden[rows], columns)
+        kept: deque[_Kept] = deque(maxlen=num_kept)
+        tiles = _Tiles(hidden, weight, num_real, temperature, chunk, buffers=num_kept)
+        for rows, columns in tiles.of(slice(0, targets.shape[0]), slice(0, weight.shape[0])):
+            if columns.start == 0:
+                kept.clear()  # those of one block of tokens only, so that what they leave is rectangles
+            logits = tiles.logits(rows, columns)
             here, column = _place(local[rows], owned[rows], columns)
             sums[1, rows] += torch.where(here, logits.gather(-1, column[:, None]).squeeze(-1), 0.0)
             _fold(logits, top[rows], sums[0, rows], sums[2, rows], first_tile=columns.start == 0, spare=tiles.spare)
+            kept.append(_Kept(rows.start, columns, logits, top[rows].clone()))
         whole = top
         if size > 1:
             whole = top.clone()
@@ -78,6 +89,7 @@ class _TokenLogProbs(torch.autograd.Function):
         log_z = whole + log_sum
         ctx.save_for_backward(hidden, weight, local, owned, log_z)
         ctx.args = (num_real, temperature, group if size > 1 and reduce_grad else None, chunk)
+        ctx.kept = kept
         entropy = log_sum - sums[2] / sums[0]
         ctx.mark_non_differentiable(entropy)
         return sums[1] - log_sum, entropy
@@ -86,28 +98,29 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx, grad, _):
         hidden, weight, local, owned, log_z = ctx.saved_tensors
         num_real, temperature, group, chunk = ctx.args
+        kept, ctx.kept = ctx.kept, ()  # they are used up: a second backward makes all of them again
         live = grad.nonzero().squeeze(-1)
         every = live.shape[0] == grad.shape[0]
         states, grad, log_z, local, owned = (
             part if every else part[live] for part in (hidden, grad, log_z, local, owned)
         )
         grad_states = torch.zeros(states.shape, dtype=torch.float32, device=hidden.device)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        tiles = _Tiles(states, weight, num_real, temperature, chunk)
-        scale = grad / temperature
-        for rows, columns in tiles.of(live.shape[0]):
+        grad_weight = _new_sum(weight, live.shape[0]) if ctx.needs_input_grad[1] else None
+        scale = -grad / temperature
+        for rows, columns, slope, shift in _slopes(
+            kept, live, log_z, _Tiles(states, weight, num_real, temperature, chunk)
+        ):
             # d log p(target) / d logits = onehot - softmax
-            slope = tiles.logits(states[rows], columns)
             here, column = _place(local[rows], owned[rows], columns)
             for some in _parts(slope):
                 part = slope[some]
-                part.sub_(log_z[rows][some, None]).exp_().neg_()
-                part.scatter_add_(-1, column[some, None], here[some, None].to(part.dtype))
+                part.sub_(shift[some, None]).exp_()
+                part.scatter_add_(-1, column[some, None], -here[some, None].to(part.dtype))
                 part.mul_(scale[rows][some, None])
             slope = slope.to(weight.dtype)
             _add_product(grad_states[rows], slope, weight[columns])
             if grad_weight is not None:
-                _add_product(grad_weight[columns], slope.T, states[rows])
+                _add_product(grad_weight[columns], slope.T, states[rows], first=rows.start == 0)
         if every:
             grad_hidden = grad_states.to(hidden.dtype)
         else:
@@ -117,43 +130,83 @@ class _TokenLogProbs(torch.autograd.Function):
             dist.all_reduce(grad_hidden, group=group)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None, None
+
+
+class _Kept(NamedTuple):
+    """A tile after the forward pass: its logits less `top`, the maxima of its rows up to then."""
+
+    start: int
+    columns: slice
+    shifted: torch.Tensor
+    top: torch.Tensor
 
 
 class _Tiles:
-    """The tiles of [tokens, vocabulary] and the one buffer that their logits share."""
+    """The tiles of [tokens, vocabulary] and the buffers that their logits take in turn."""
 
     def __init__(
-        self, hidden: torch.Tensor, weight: torch.Tensor, num_real: int, temperature: float, chunk: int
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        num_real: int,
+        temperature: float,
+        chunk: int,
+        *,
+        buffers: int = 1,
     ) -> None:
-        self.weight, self.num_real, self.temperature = weight, num_real, temperature
+        self.hidden, self.weight, self.num_real, self.temperature = hidden, weight, num_real, temperature
         self.num_rows = max(1, min(chunk, hidden.shape[0]))
         self.num_columns = max(1, min(weight.shape[0], TILE // self.num_rows))
-        size = self.num_rows * self.num_columns
-        self.buffer = hidden.new_empty(size) if hidden.dtype == torch.float32 else None
-        cached = size if hidden.is_cuda else min(size, max(_CACHED, self.num_columns))
+        self.size = self.num_rows * self.num_columns
+        self.buffers: deque[torch.Tensor | None] = deque([None] * buffers)
+        cached = self.size if hidden.is_cuda else min(self.size, max(_CACHED, self.num_columns))
         self.spare = torch.empty(cached, dtype=torch.float32, device=hidden.device)
 
-    def of(self, tokens: int) -> Iterator[tuple[slice, slice]]:
-        """(rows, columns) of each tile; all tiles of a block of tokens one after another."""
-        for row in range(0, tokens, self.num_rows):
-            for column in range(0, self.weight.shape[0], self.num_columns):
-                last = min(column + self.num_columns, self.weight.shape[0])
-                yield slice(row, min(row + self.num_rows, tokens)), slice(column, last)
+    def of(self, tokens: slice, vocabulary: slice) -> Iterator[tuple[slice, slice]]:
+        """(rows, columns) of each tile of a rectangle; all tiles of a block of tokens one after another."""
+        for row in range(tokens.start, tokens.stop, self.num_rows):
+            for column in range(vocabulary.start, vocabulary.stop, self.num_columns):
+                last = min(column + self.num_columns, vocabulary.stop)
+                yield slice(row, min(row + self.num_rows, tokens.stop)), slice(column, last)
 
-    def logits(self, states: torch.Tensor, columns: slice) -> torch.Tensor:
-        """fp32 [rows, columns], valid until the next call."""
-        part = self.weight[columns]
-        if self.buffer is None:
+    def logits(self, rows: slice, columns: slice) -> torch.Tensor:
+        """fp32 [rows, columns], valid until as many calls later as there are buffers."""
+        states, part = self.hidden[rows], self.weight[columns]
+        if self.hidden.dtype != torch.float32:
             logits = (states @ part.T).float()
         else:
             shape = (states.shape[0], part.shape[0])
-            logits = torch.mm(states, part.T, out=self.buffer[: shape[0] * shape[1]].view(shape))
+            buffer = self.buffers.popleft()
+            buffer = self.hidden.new_empty(self.size) if buffer is None else buffer
+            self.buffers.append(buffer)
+            logits = torch.mm(states, part.T, out=buffer[: shape[0] * shape[1]].view(shape))
         if self.temperature != 1.0:
             logits.div_(self.temperature)
         if columns.stop > self.num_real:
             logits[:, max(self.num_real - columns.start, 0) :] = _NEVER
         return logits
+
+
+def _slopes(
+    kept: Sequence[_Kept], live: torch.Tensor, log_z: torch.Tensor, tiles: _Tiles
+) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor]]:
+    """For all live rows and all columns: (rows, columns, what is made of logits, what it is too large by against log p).
+
+    Args: live: which rows of the forward pass those of `log_z` and `tiles` are; `kept`: of one block of its rows.
+    """
+    number, width = live.shape[0], tiles.weight.shape[0]
+    before = int((live < kept[0].start).sum()) if kept else number  # live rows ahead of the block with kept tiles
+    begun = kept[0].columns.start if kept else width
+    for rectangle in ((slice(0, before), slice(0, width)), (slice(before, number), slice(0, begun))):
+        for rows, columns in tiles.of(*rectangle):
+            yield rows, columns, tiles.logits(rows, columns), log_z[rows]
+    rows = slice(before, number)
+    for tile in kept if number > before else ():
+        some = live[rows] - tile.start
+        whole = some.shape[0] == tile.top.shape[0]
+        shifted, top = (part if whole else part[some] for part in (tile.shifted, tile.top))
+        yield rows, tile.columns, shifted, log_z[rows] - top
 
 
 def _place(local: torch.Tensor, owned: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +224,7 @@ def _fold(
     first_tile: bool,
     spare: torch.Tensor,
 ) -> None:
-    """Join a tile to the running maximum and sums, in place; `logits` is used up."""
+    """Join a tile to the running maximum and sums, in place; of `logits` the new maximum is taken."""
     for some in _parts(logits):
         part = logits[some]
         highest = part.amax(-1)
@@ -199,11 +252,15 @@ def _parts(tile: torch.Tensor) -> Iterator[slice]:
     return (slice(start, min(start + step, tile.shape[0])) for start in range(0, tile.shape[0], step))
 
 
-def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+def _new_sum(like: torch.Tensor, summands: int) -> torch.Tensor:
+    """fp32, to be filled by `_add_product`, whose first call for a place need not read it on a CPU."""
+    new = torch.zeros_like if like.is_cuda or not summands else torch.empty_like
+    return new(like, dtype=torch.float32)
+
+
+def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, first: bool = False) -> None:
     """out += a @ b for an fp32 `out`; half-precision products are not rounded before they are summed."""
-    if a.dtype == torch.float32:
-        out.addmm_(a, b)
-    elif a.is_cuda:
+    if a.is_cuda and a.dtype != torch.float32:
         torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
     else:
-        out.addmm_(a.float(), b.float())
+        out.addmm_(a.float(), b.float(), beta=0 if first and not a.is_cuda else 1)

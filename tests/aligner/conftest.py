@@ -18,7 +18,7 @@ def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     subprocess.run(
         [nemo.PYTHON, "-c", "import sys, tiny; tiny.make_tokenizer(sys.argv[1])", str(folder)],
-        env=nemo.environment(PYTHONPATH=str(nemo.HERE)), check=True, timeout=120,
+        env=nemo.environment(PYTHONPATH=str(nemo.HERE)), check=True, timeout=400,
     )  # fmt: skip
     return folder
 
@@ -33,14 +33,14 @@ def models(tmp_path_factory):
 
 def wait_ready(process, port, path="v2/models/reward_model/ready", log=None):
     """Return once a server answers; AssertionError with its log if it ends before."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while time.monotonic() < until:
         assert process.poll() is None, log.read_text()[-4000:] if log else f"ended with code {process.returncode}"
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=2).close()
             return
         time.sleep(0.5)
-    raise AssertionError("the server was not ready after two minutes")
+    raise AssertionError("the server was not ready after five minutes")
 
 
 @contextlib.contextmanager

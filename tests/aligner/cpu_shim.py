@@ -27,7 +27,9 @@ FACTORIES = ("tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", 
 
 
 def install():
-    """Patch torch, then NeMo as it is imported here."""
+    """Patch torch, then NeMo as it is imported here; once."""
+    if "tensorrt_llm" in sys.modules:
+        return
     if torch.cuda.is_available():
         raise RuntimeError("the CPU stand-ins are for machines without a GPU")
     _torch()
@@ -138,6 +140,7 @@ def _nemo():
     from nemo.collections.nlp.modules.common.megatron import megatron_utils
 
     megatron_utils.get_megatron_pretrained_bert_models = list  # reads a name that only Transformer Engine brings
+    _adapters()
 
     from nemo.collections.nlp.models import nlp_model
 
@@ -187,6 +190,16 @@ def _nemo():
     clip_grads.multi_tensor_applier = lambda operation, overflow, tensors, *args: operation(0, overflow, tensors, *args)
     optimizers.AVAILABLE_OPTIMIZERS["cpu_adam"] = CpuAdam
     _checkpoint_writer()
+
+
+def _adapters():
+    """LoRA's layers want one function of Transformer Engine, and do without where it is None."""
+    name = "megatron.core.extensions.transformer_engine"
+    _module(name, SplitAlongDim=None)
+    from nemo.collections.nlp.modules.common.megatron.adapters import mcore_mixins
+
+    assert mcore_mixins.SplitAlongDim is None
+    del sys.modules[name]  # nobody else may find it
 
 
 def _checkpoint_writer():

@@ -51,12 +51,12 @@ def stop(process):
     return process.communicate()[0]
 
 
-def run(script, *args, timeout=400, code=0, **more):
+def run(script, *args, timeout=800, code=0, **more):
     """Output of one process that is expected to end with `code`."""
     return _finish([PYTHON, str(script), *map(str, args)], Path(script).name, timeout, code, more)
 
 
-def launch(script, ranks, *args, timeout=400, code=0, **more):
+def launch(script, ranks, *args, timeout=800, code=0, **more):
     """Output of `script args...` on so many CPU ranks."""
     torchrun = [
         PYTHON,

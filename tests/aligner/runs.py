@@ -13,8 +13,8 @@ def arguments(models, folder, port, ranks, **changes):
         "trainer.devices": ranks, "trainer.num_nodes": 1, "trainer.accelerator": "cpu", "trainer.precision": 32,
         "trainer.reinforce.max_epochs": 4, "trainer.reinforce.max_steps": 12, "trainer.reinforce.val_check_interval": 1,
         "trainer.reinforce.save_interval": 6, "trainer.reinforce.rlkd.epochs": 2, "trainer.reinforce.num_rollouts_per_prompt": 8,
-        "remote_rm.reward_model.port": port, "remote_rm.pad_to_length": "null", "remote_rm.ready_timeout_s": 20,
-        "remote_rm.request_timeout_s": 30, "teacher.restore_from_path": models / "teacher.nemo",
+        "remote_rm.reward_model.port": port, "remote_rm.pad_to_length": "null", "remote_rm.ready_timeout_s": 120,
+        "remote_rm.request_timeout_s": 300, "teacher.restore_from_path": models / "teacher.nemo",
         "pretrained_checkpoint.restore_from_path": models / "student.nemo", "exp_manager.explicit_log_dir": folder,
         "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": False,
         "model.reinforce.num_rollout_samples": 16, "model.reinforce.rollout_micro_batch_size": 8,
@@ -31,7 +31,7 @@ def arguments(models, folder, port, ranks, **changes):
     return [*(f"{key}={value}" for key, value in keys.items()), *gone]
 
 
-def train(models, folder, port, *, ranks=1, code=0, timeout=500, die_at=None, **changes):
+def train(models, folder, port, *, ranks=1, code=0, timeout=800, die_at=None, **changes):
     """Output of the run."""
     more = {"RLKD_TEST_DIE_AT": str(die_at)} if die_at else {}
     command = [EXAMPLE, *arguments(models, folder, port, ranks, **changes)]

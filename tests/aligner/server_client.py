@@ -55,7 +55,7 @@ def right(a, b, answer=None):
     return f"{a} {b} : [Meta-reasoning] {a} {b} [Answer] {answer} <answer> {answer} </answer>"
 
 
-def settings(port, name="reward_model", ready_timeout_s=3, request_timeout_s=6):
+def settings(port, name="reward_model", ready_timeout_s=10, request_timeout_s=20):
     return OmegaConf.create(
         {"reward_model": {"name": name, "ip": "127.0.0.1", "port": port}, "pad_to_length": None,
          "ready_timeout_s": ready_timeout_s, "request_timeout_s": request_timeout_s}

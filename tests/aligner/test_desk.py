@@ -21,6 +21,9 @@ class Words:
     def decode(self, ids):
         return " ".join(WORDS[i] for i in ids if i != self.eos_id)
 
+    def pieces(self):
+        return WORDS
+
 
 class Says:
     """1 for `yes`, 0 for anything else; the system fails on `no`."""
@@ -60,6 +63,14 @@ def test_a_prompt_whose_turns_end_with_the_end_of_text_is_recognised():
 def test_an_unfinished_response_is_told_apart(desk):
     desk.rewards([Row([1, 3, 4], prompt_length=2), Row([1, 3, 4, 0], prompt_length=2)])
     assert [r.truncated for r in desk.scorer.seen] == [True, False]
+
+
+def test_a_response_may_end_with_a_string_of_the_actors_settings():
+    # As Nemotron's <extra_id_1>: it ends the response and is no part of what is scored; <other> is no token here.
+    desk = RewardDesk(Says(), [Problem("1", "a =", "1")], Words(), end_strings=["b", "<other>"])
+    assert desk.rewards([Row([1, 3, 4, 2], prompt_length=2), Row([1, 3, 4, 2]), Row([1, 3, 4])]) == [1.0] * 3
+    assert [r.truncated for r in desk.scorer.seen] == [False, False, True]
+    assert desk.scorer.seen[0].response_ids == [4, 2]
 
 
 def test_fillers_strangers_and_failures_have_no_reward_and_the_log_names_them(desk, caplog):

@@ -107,6 +107,10 @@ def test_the_servers_file_becomes_typed_settings():
         ({"rewards": {"outcome": 1}}, "rewards is no section; did you mean reward?"),
         ({"reward": {"outcom": 1}}, "reward.outcom"),
         ({"gsrm": {"judge": "llm"}}, "gsrm"),
+        (
+            {"tokenizer": {"library": "sentencepiece", "model": "a.model"}},
+            "sentencepiece is not read here; save it once as a",
+        ),
     ],
 )
 def test_a_wrong_servers_file_is_refused(change, message):

@@ -6,7 +6,7 @@ import pytest
 from tests.aligner import nemo_python as nemo
 from tests.aligner.runs import logged, train
 
-pytestmark = [*nemo.needed, pytest.mark.timeout(600)]
+pytestmark = [*nemo.needed, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +45,22 @@ def test_a_run_whose_time_is_up_saves_and_ends(models, reward_port, tmp_path):
     train(models, tmp_path, reward_port, ranks=1, **more)
     assert set(logged(tmp_path)["train_rollouts/rewards"]) == {0}
     assert any("step=1-" in path.name for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_adapters_learn_and_resume_and_their_reference_is_the_model_beneath(models, reward_port, tmp_path):
+    more = {
+        "model.peft.peft_scheme": "lora", "model.peft.lora_tuning.adapter_dim": 4, "trainer.reinforce.max_steps": 2,
+        "trainer.reinforce.save_interval": 1, "+trainer.reinforce.rlkd.objective.reference_kl": 0.05,
+    }  # fmt: skip
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train(models, straight, reward_port, **more)
+    train(models, killed, reward_port, die_at=2, code=1, **more)  # a step after its checkpoint
+    train(models, killed, reward_port, **more)
+    numbers = logged(straight)
+    assert logged(killed) == numbers
+    # No copy of the start weights is kept: with the adapters off, the model is its own reference, first the old policy too.
+    reference, old = numbers["train_optim/kl_ref"], numbers["train_optim/kl_old"]
+    assert reference[0] == old[0] and reference[1] > old[1]
+    weights = 4 * 44_000  # bytes of the model's own, which no checkpoint of adapters holds
+    sizes = [path.stat().st_size for path in (straight / "checkpoints").rglob("*") if path.is_file()]
+    assert sizes and sum(sizes) < 2 * weights, sizes

@@ -11,7 +11,7 @@ import pytest
 from tests.aligner import nemo_python as nemo
 from tests.aligner.conftest import gsrm_service, serving, wait_ready
 
-pytestmark = [*nemo.needed, pytest.mark.timeout(500)]
+pytestmark = [*nemo.needed, pytest.mark.timeout(1000)]
 SCRIPT = nemo.HERE / "server_client.py"
 NAN = float("nan")
 # Of 6: all right; the answer wrong (meta counts half of the structure); filler; unknown prompt; right but cut off.
@@ -54,13 +54,15 @@ def test_our_client_outlives_the_death_and_return_of_the_server(models):
     client.stdin.flush()
     until_ready(client)
     with serving(models, port):
-        rest, _ = client.communicate("back\n", timeout=120)
+        rest, _ = client.communicate("back\n", timeout=400)
     seen = saw("".join(out) + rest)
     assert seen["extra"] == ["prompt_lengths", "sample_ids"]
     assert same(seen["rewards"][0], WANTED), seen
     # Without a server: no reward, in time, and no hung rank; with it again: rewards.
-    assert same(seen["gone"], [NAN, NAN]) and seen["seconds"] < 120  # request_timeout_s: 6
+    assert same(seen["gone"], [NAN, NAN]) and seen["seconds"] < 120  # request_timeout_s: 20
     assert same(seen["back"], WANTED[:2])
+    # Our client names its rows, and the server's log does.
+    assert "row row-3: its prompt belongs to no problem" in (models / f"server-{port}.log").read_text()
     # The unmodified client, made before, finds the new server too.
     assert same(seen["stock_before"], WANTED[:2]) and same(seen["stock_back"], WANTED[:2])
 
@@ -76,7 +78,7 @@ def test_a_backend_that_is_dead_gives_no_rewards_but_answers(models):
     port, dead = nemo.free_port(), nemo.free_port()
     with gsrm_service(models, dead) as backend, serving(
         models, port, "gsrm.scorer=service", f"gsrm.service.urls=[http://127.0.0.1:{dead}]",
-        "gsrm.service.attempts=1", "gsrm.service.deadline_s=5", "gsrm.service.pause_s=1",
+        "gsrm.service.attempts=1", "gsrm.service.deadline_s=30", "gsrm.service.pause_s=1",
     ):  # fmt: skip
         assert same(saw(nemo.run(SCRIPT, port, models / "tokenizer", "stock"))["rewards"][0], WANTED)
         nemo.stop(backend)
@@ -86,8 +88,8 @@ def test_a_backend_that_is_dead_gives_no_rewards_but_answers(models):
 
 def test_nobody_there_is_told_in_seconds(models):
     seen = saw(nemo.run(SCRIPT, nemo.free_port(), models / "tokenizer", "gone"))
-    assert seen["refused"] == "BackendUnavailable" and seen["seconds"] < 30
-    assert "is not reachable" in seen["message"] and "within 3 s" in seen["message"]
+    assert seen["refused"] == "BackendUnavailable" and seen["seconds"] < 120
+    assert "is not reachable" in seen["message"] and "within 10 s" in seen["message"]
 
 
 def test_a_port_of_something_else_is_told_at_once(models):

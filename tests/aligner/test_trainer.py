@@ -6,7 +6,7 @@ import pytest
 
 from tests.aligner import nemo_python as nemo
 
-pytestmark = nemo.needed
+pytestmark = [*nemo.needed, pytest.mark.timeout(1000)]
 
 FAULTS = {
     "data-parallel chunking": [
@@ -24,7 +24,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def shown(tokenizer):
-    out = nemo.launch(nemo.HERE / "trainer_ranks.py", 2, tokenizer)
+    out = nemo.launch(nemo.HERE / "trainer_ranks.py", 2, tokenizer, nemo.free_port())
     assert not re.findall(r"^FAILED (.+)$", out, re.MULTILINE)
     return re.findall(r"^SHOWN (.+)$", out, re.MULTILINE)
 
@@ -48,7 +48,13 @@ def test_a_fault_of_the_parent_class_is_not_ours(shown, fault):
         "a global batch that does not divide",
         "no teacher for trrd",
         "any teacher of the protocol, asked for this rank's share",
+        "a teacher with another number of log-probs",
+        "a teacher with another tokenizer",
         "the teacher can be left out at the end",
+        "flask: every prompt once, its whole group",
+        "flask: a rank that is free takes the prompts",
+        "flask: ranks share the batch",
+        "flask: a response keeps its own reward",
         "counters beyond float32 are restored",
         "ranks with different checkpoints",
         "an update without a scored rollout leaves the weights alone",
@@ -61,3 +67,18 @@ def test_a_fault_of_the_parent_class_is_not_ours(shown, fault):
 )
 def test_the_trainer(shown, what):
     assert what in shown
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
+def test_ranks_that_share_a_model(tokenizer, tp, pp):
+    out = nemo.launch(nemo.HERE / "model_parallel_ranks.py", 2, tokenizer, tp, pp)
+    assert not re.findall(r"^FAILED (.+)$", out, re.MULTILINE), out[-3000:]
+    assert set(re.findall(r"^SHOWN (.+)$", out, re.MULTILINE)) == {
+        "every rank of a model has its rewards",
+        "rewards of another shape are every rank's error",
+        "any error of the rank that asks is every rank's",
+        "ranks of a model have the same rows",
+        "and learn from one answer of the teacher",
+        "of which every rank has its log-probs",
+        "an update's loss and metrics are one",
+    }

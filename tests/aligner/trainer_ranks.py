@@ -1,6 +1,6 @@
 """NeMo-Aligner's trainer and ours side by side on two data-parallel ranks, with a stub sampler and stub rewards.
 
-Usage: trainer_ranks.py TOKENIZER. A line `SHOWN name` for each thing that held on both ranks.
+Usage: trainer_ranks.py TOKENIZER PORT, a free one. A line `SHOWN name` for each thing that held on both ranks.
 """
 
 import pathlib
@@ -28,7 +28,8 @@ from omegaconf import OmegaConf
 
 from rlkd_nemo.aligner import MegatronGPTRLKDActorModel, RLKDTrainer
 from rlkd_nemo.aligner.client import on_first_rank
-from rlkd_nemo.errors import ConfigError, FailureBudgetError, NonFiniteError, ShapeError
+from rlkd_nemo.aligner.teacher import load_teacher
+from rlkd_nemo.errors import CheckpointError, ConfigError, FailureBudgetError, NonFiniteError, ShapeError
 
 PROMPTS, GROUP, WIDTH = 8, 2, 12  # of the data set; rollouts a prompt; tokens
 NAN = float("nan")
@@ -85,14 +86,14 @@ def varied(tokens):
     return tokens.float().mean(1, keepdim=True)
 
 
-def trainer(cls, cfg, model, give=varied, optimizer=None, **more):
+def trainer(cls, cfg, model, give=varied, optimizer=None, iterator=None, mbs=2, **more):
     ends(model)
-    builder = partial(build_dataloader, cfg=cfg, dataset=Data(), mbs=2, gbs=4, collate_fn=collate, load_gbs=False)
+    builder = partial(build_dataloader, cfg=cfg, dataset=Data(), mbs=mbs, gbs=4, collate_fn=collate, load_gbs=False)
     return cls(
         cfg=cfg.trainer.reinforce, model=model, optimizer=optimizer,
         scheduler=type("Scheduler", (), {"step": lambda _: None})(), train_dataloader_builder=builder,
         val_dataloader_builder=builder, collate_fn=collate, rm=Rewards(give),
-        batch_iterator_cls=get_batch_iterator_cls(OmegaConf.create({"use_flask": False})), logger=Log(),
+        batch_iterator_cls=iterator or get_batch_iterator_cls(OmegaConf.create({"use_flask": False})), logger=Log(),
         ckpt_callback=None, run_timer=None, **more,
     )  # fmt: skip
 
@@ -233,11 +234,74 @@ def teachers(cfg, model):
     shown(
         "any teacher of the protocol, asked for this rank's share", teacher.asked == 4 and bool((values == -2.0).all())
     )
+    short = Uniform()
+    short.log_probs = lambda prompts, responses: [torch.zeros(len(responses[0]))] * len(responses)
+    refused(
+        "a teacher with another number of log-probs",
+        ShapeError,
+        "wanted one for each token",
+        lambda: trainer(RLKDTrainer, taught, model, teacher=short).generate_rollouts(),
+    )
     ending = copy.deepcopy(taught)
     ending.trainer.reinforce.rlkd.drop_teacher_at_end = True
     data, _, _ = trainer(RLKDTrainer, ending, model, teacher=teacher).generate_rollouts()
     ended = data["response_tokens"][:, 1:] == 0
     shown("the teacher can be left out at the end", not bool((data["teacher_mask"] & ended).any()))
+
+
+def flask(cfg, model, port):
+    """NeMo-Aligner's iterator that hands prompts to whichever rank is free: the second is busy until the first has three."""
+    iterator = get_batch_iterator_cls(OmegaConf.create({"use_flask": True, "port": int(port)}))
+    mine = trainer(RLKDTrainer, cfg, model, iterator=iterator, mbs=1)
+    store, quick, asked = dist.distributed_c10d._get_default_store(), model.infer, []
+
+    def infer(batch):
+        asked.append(batch)
+        if dist.get_rank() == 1:
+            store.wait([f"flask {mine.step}"])
+        elif len(asked) == 3 * GROUP:
+            store.set(f"flask {mine.step}", "three")
+        return quick(batch)
+
+    model.infer = infer
+    drawn = []
+    for mine.step in range(2):
+        asked.clear()
+        data, metrics, _ = mine.generate_rollouts()
+        rows = [data["response_tokens"][:, 0], varied(data["response_tokens"])[:, 0], data["advantages"][:, 0]]
+        parts = [None, None]
+        dist.all_gather_object(parts, (len(asked), list(zip(*(row.tolist() for row in rows)))))
+        shown("flask: a rank that is free takes the prompts", [count for count, _ in parts] == [3 * GROUP, GROUP])
+        shown("flask: ranks share the batch", len(rows[0]) == 4 and metrics["rollout_size"] == 8)
+        together = [row for _, part in parts for row in part]
+        drawn.append(sorted(prompt for prompt, _, _ in together))
+        shown("flask: a response keeps its own reward", all(_agree(row, together) for row in together))
+    # The first token of a prompt names it: two batches of four of the eight, each with its whole group, none left out.
+    groups = all(batch == sorted(GROUP * sorted(set(batch))) for batch in drawn)
+    shown("flask: every prompt once, its whole group", groups and sorted({*drawn[0], *drawn[1]}) == list(range(2, 10)))
+
+
+def _agree(row, rows):
+    """Whether an advantage has the sign of its reward's distance to the mean of the rows of the same prompt."""
+    prompt, reward, advantage = row
+    group = [r for p, r, _ in rows if p == prompt]
+    return len(set(group)) == 1 or (reward > sum(group) / len(group)) == (advantage > 0)
+
+
+def strange_teacher(cfg, ptl_trainer, model, folder):
+    """A checkpoint whose tokens are others: its log-probs would be of other tokens."""
+    path = pathlib.Path(folder) / "other_teacher.nemo"
+    other = copy.deepcopy(cfg)
+    other.model.tokenizer.type = tiny.make_tokenizer(f"{folder}/other-{dist.get_rank()}", tiny.WORDS[::-1])
+    tiny_model = MegatronGPTRLKDActorModel(other.model, ptl_trainer)
+    tiny_model.save_to(str(path))
+    dist.barrier()
+    refused(
+        "a teacher with another tokenizer",
+        CheckpointError,
+        "and id 2 is the first that differs",
+        lambda: load_teacher(str(path), cfg.model, ptl_trainer, model),
+    )
 
 
 def only_the_first_rank_asks():
@@ -264,18 +328,20 @@ def settings(cfg, model):
     model.cfg.global_batch_size = 8
 
 
-def main(tokenizer):
+def main(tokenizer, port):
     cfg = tiny.config(tokenizer, devices=2)
-    _, ours = tiny.build(copy.deepcopy(cfg), MegatronGPTRLKDActorModel)
+    ptl_trainer, ours = tiny.build(copy.deepcopy(cfg), MegatronGPTRLKDActorModel)
     _, parent = tiny.build(copy.deepcopy(cfg), MegatronGPTReinforceActorModel)
     only_the_first_rank_asks()
     faults(cfg, parent, ours)
     rewards(cfg, ours)
     teachers(cfg, ours)
+    strange_teacher(cfg, ptl_trainer, ours, pathlib.Path(tokenizer).parent)
+    flask(cfg, ours, port)
     states(cfg, ours)
     settings(cfg, ours)
     updates(cfg, ours)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:3])

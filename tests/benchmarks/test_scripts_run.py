@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import PATIENCE_S
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = [pytest.mark.slow, pytest.mark.ranks]
 
 
 def run(script, *args):
-    done = subprocess.run([sys.executable, BENCHMARKS / script, *args], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *args], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

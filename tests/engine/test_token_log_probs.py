@@ -94,3 +94,52 @@ def test_backward_multiplies_only_rows_with_gradient_and_never_holds_all_logits(
     assert sum(rows * columns for rows, columns in seen) == 2 * 16
     assert (hidden.grad[[0, 1, 2, 4, 5, 6, 8, 9]] == 0).all()
     assert (hidden.grad[[3, 7]] != 0).all()
+
+
+@pytest.mark.parametrize("kept", [1, 3, 100])  # tiles that wait for backward; the last block has 4 or 3
+@pytest.mark.parametrize("dead", [(), (1,), (6,), (1, 3, 6), (4, 5, 6), tuple(range(7))])
+def test_tiles_that_waited_spare_their_product_and_change_no_gradient(kept, dead, monkeypatch):
+    made = []
+    plain_logits = module._Tiles.logits
+
+    def counted(self, rows, columns):
+        made.append((rows.stop - rows.start) * (columns.stop - columns.start))
+        return plain_logits(self, rows, columns)
+
+    monkeypatch.setattr(module._Tiles, "logits", counted)
+    monkeypatch.setattr(module, "TILE", 12)  # three columns of four tokens
+    monkeypatch.setattr(module, "KEPT", kept)
+    draw = torch.Generator().manual_seed(3)
+    hidden = torch.randn(7, 5, generator=draw, requires_grad=True)
+    weight = torch.randn(12, 5, generator=draw, requires_grad=True)
+    targets = torch.randint(0, 10, (7,), generator=draw)
+    pull = torch.randn(7, generator=draw)
+    pull[list(dead)] = 0.0
+    want, _ = plain(hidden, weight, targets, 10, 0.7)
+    want_grads = torch.autograd.grad((want * pull).sum(), (hidden, weight))
+    got, _ = token_log_probs(hidden, weight, targets, vocab_size=10, temperature=0.7, chunk=4)
+    made.clear()
+    first = torch.autograd.grad((got * pull).sum(), (hidden, weight), retain_graph=True)
+    # Blocks of tokens 0-3 and 4-6; the last tiles of the second wait, three columns each.
+    late = sum(row >= 4 for row in range(7) if row not in dead)
+    assert sum(made) == (7 - len(dead)) * 12 - late * min(3 * kept, 12)
+    again = torch.autograd.grad((got * pull).sum(), (hidden, weight))  # they are used up: all are made again
+    for a, b, c in zip(first, want_grads, again):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(c, b)
+
+
+def test_without_gradients_no_tile_waits(monkeypatch):
+    buffers = []
+    plain_init = module._Tiles.__init__
+
+    def counted(self, *args, **how):
+        plain_init(self, *args, **how)
+        buffers.append(len(self.buffers))
+
+    monkeypatch.setattr(module._Tiles, "__init__", counted)
+    hidden, weight, targets = torch.randn(4, 3, requires_grad=True), torch.randn(8, 3), torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        token_log_probs(hidden, weight, targets, vocab_size=8)
+    token_log_probs(hidden, weight, targets, vocab_size=8)
+    assert buffers == [1, module.KEPT]

@@ -35,7 +35,7 @@ from rlkd_nemo.engine.state.meta import (
     read_meta,
     versions,
 )
-from rlkd_nemo.engine.state.retention import META, TEMPORARY, best, checkpoint_path, clean, discard, latest, prune
+from rlkd_nemo.engine.state.retention import META, TEMPORARY, best, checkpoint_path, clean, latest, prune, retire
 from rlkd_nemo.engine.state.storage import ShardedObject, prepare_state, read_state, sync_to_disk, together, write_state
 from rlkd_nemo.errors import CheckpointError, DamagedCheckpointError
 
@@ -276,10 +276,12 @@ def _publish(unfinished: Path, final: Path, meta: str) -> None:
     for file in unfinished.iterdir():
         sync_to_disk(file)
     sync_to_disk(unfinished)
-    if final.exists():
-        discard(final)
+    # Two renames, and the removal of a large checkpoint after them: a kill in its minutes costs neither.
+    replaced = retire(final) if final.exists() else None
     unfinished.rename(final)
     sync_to_disk(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced)
 
 
 def _free_space(directory: Path, group: dist.ProcessGroup | None) -> str:

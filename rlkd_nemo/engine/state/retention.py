@@ -94,10 +94,14 @@ def prune(directory: str | Path, keep_last: int, keep_best: int, mode: str = "ma
 
 def discard(path: Path) -> None:
     """Remove a checkpoint; it stops being one at once, even if the removal is cut short."""
+    shutil.rmtree(retire(path))
+
+
+def retire(path: Path) -> Path:
+    """Take its name from a checkpoint; what it is called then, until somebody removes it (`clean` does in any case)."""
     doomed = path.with_name(f"{path.name}.removed{TEMPORARY}")
     shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    return path.rename(doomed)
 
 
 def clean(directory: Path) -> list[Path]:

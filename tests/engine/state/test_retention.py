@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rlkd_nemo.config.schema import Model, RopeScaling
+from rlkd_nemo.engine.state import checkpoint as saving
 from rlkd_nemo.engine.state.meta import (
     architecture_of,
     check_model,
@@ -160,3 +161,19 @@ def test_pieces_hash_sees_order_and_boundaries():
 def test_looking_at_checkpoints_needs_no_torch():
     code = "import sys, rlkd_nemo.engine.state.meta; sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_kill_while_a_replaced_checkpoint_is_removed_costs_neither(tmp_path, monkeypatch):
+    for name, text in (("step-000004", "old"), ("step-000004.tmp", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").write_text(text)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saving, "_is_main", lambda: True)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or killed(path))
+    with pytest.raises(KeyboardInterrupt):
+        saving._publish(tmp_path / "step-000004.tmp", tmp_path / "step-000004", "{}")
+    assert (latest(tmp_path) / "data").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000004.removed.tmp"]
