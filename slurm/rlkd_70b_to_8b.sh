@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # RLKD: a 70B teacher, an 8B student, the structure reward from GSRM servers beside them; one heterogeneous job.
 #
-#     sbatch slurm/rlkd_70b_to_8b.sh model.optim.lr=2e-6          from the root of the checkout; arguments are overrides
-#     slurm/submit.sh slurm/rlkd_70b_to_8b.sh trainer.num_nodes=2     where overrides change the options below
+#     slurm/rlkd_70b_to_8b.sh model.optim.lr=2e-6 trainer.num_nodes=2     the doctor looks, and then it is submitted
+#     sbatch slurm/rlkd_70b_to_8b.sh model.optim.lr=2e-6      from the root of the checkout; the options below as they are
 #
 #SBATCH --job-name=rlkd_70b_to_8b
 #SBATCH --output=%x-%j.log

@@ -5,7 +5,8 @@ marks. A rank that waits for a slower one makes no marks of its own, so where ra
 (lifecycle/heartbeat.py) only the silence of the whole job counts.
 
 Not covered: a hang that holds Python's lock longer than `BACKSTOP_S` past the deadline ends with stacks but without the
-line that names the phase, since only faulthandler's own thread still runs then.
+line that names the phase, since only faulthandler's own thread still runs then. That thread's clock goes on while a
+process is suspended: one that is, for longer than its deadline and `BACKSTOP_S`, ends when it is resumed.
 """
 
 from __future__ import annotations

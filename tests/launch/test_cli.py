@@ -37,7 +37,7 @@ def example(tmp_path):
     def run(*args, **environment):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
         command = [sys.executable, str(path), *args]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
     return run
 
@@ -114,7 +114,7 @@ def test_supervised_commands_say_so_themselves(name):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for more, code in (([], 0), (["model.optim.offload_states=true"], 2)):
         done = subprocess.run(
-            [*command, *more], env=environment, capture_output=True, text=True, timeout=60, check=False
+            [*command, *more], env=environment, capture_output=True, text=True, timeout=240, check=False
         )
         assert done.returncode == code, done.stderr
     assert done.stderr.count("error: ") == 1 and "supervised training, which samples none" in done.stderr

@@ -25,7 +25,7 @@ rank.leave(int(sys.argv[1]))
 )
 def test_exit_handlers_run_and_then_nothing_more(code, said):
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(code)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", CODE, str(code)], capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.returncode, done.stdout) == (code, said)
 
@@ -45,7 +45,7 @@ def test_a_rank_that_was_asked_to_stop_before_it_could_hear_it_knows(tmp_path, a
     if asked:
         (tmp_path / "stop").touch()
     command = [sys.executable, "-c", ASKED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     assert done.stdout == f"{asked}\n" and (tmp_path / "0.ready").exists()
 
 
@@ -69,5 +69,5 @@ print(json.loads((pathlib.Path(sys.argv[1]) / "0.json").read_text())["message"])
 
 def test_two_threads_that_report_at_once_leave_the_first_word(tmp_path):
     command = [sys.executable, "-c", TWO_WORDS, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout) == (0, "the first\n"), done.stderr

@@ -1,6 +1,7 @@
 """One Slurm for all tests of this folder, one pair of small models, and the figures that are kept."""
 
 import datetime
+import functools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rlkd_nemo.launch.local import _free_port as free_port
 from tests.integration.conftest import SMALL, read_metrics, run_example
 from tests.ranks import ROOT
 from tests.slurm.bed import bed, why_not
@@ -136,12 +138,19 @@ class Job:
         return found[0]
 
 
+@functools.cache
+def _ports():
+    """Of the nodes, which are all this machine: whatever else runs here has its own."""
+    return [f"layout.trainer.port={free_port()}", f"gsrm.server.port={free_port()}"]
+
+
 def _submit(cluster, models, script, *overrides, directory, sbatch=(), check=True):
     directory.mkdir(parents=True, exist_ok=True)
     options = ["--parsable", f"--output={directory / 'job.log'}", *sbatch]
     said = cluster.run(
         ROOT / "slurm/submit.sh", f"slurm/{script}.sh", *[f"--sbatch={option}" for option in options],
-        "--config-name=rlkd_demo", "layout=cpu_loopback", *RUN, *models, f"exp_manager.exp_dir={directory}", *overrides,
+        "--config-name=rlkd_demo", "layout=cpu_loopback", *_ports(), *RUN, *models, f"exp_manager.exp_dir={directory}",
+        *overrides,
         check=check, RLKD_PYTHON=sys.executable, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1",
     )  # fmt: skip
     number = re.fullmatch(r"\d+", said.splitlines()[-1] if said else "")

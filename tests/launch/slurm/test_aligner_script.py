@@ -48,7 +48,7 @@ def job(tmp_path):
             "RLKD_RUNTIME": runtime, "RLKD_PYTHON": str(folder / "python"), "RLKD_IMAGE_aligner": "/images/nemo.sif", **more,
         }  # fmt: skip
         command = ["bash", str(ROOT / "slurm/aligner_rlkd.sh"), "model.optim.lr=1e-6"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         for part in ("server", "actor"):
             pid = int(Path(f"{notes}.{part}").read_text())
             with pytest.raises(ProcessLookupError):
@@ -102,5 +102,5 @@ def test_logs_of_each_attempt_stay(job, tmp_path):
 def test_outside_of_a_job_it_says_so(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     command = ["bash", str(ROOT / "slurm/aligner_rlkd.sh")]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode != 0 and "submit this with sbatch" in done.stderr

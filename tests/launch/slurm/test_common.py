@@ -4,6 +4,7 @@ The real Slurm is in tests/slurm; here are the container runtimes, which no mach
 """
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,12 @@ exit 3""",
 }
 
 
+def _ports():
+    """Ones that are free: the doctor tries them, and this machine may run other jobs."""
+    with socket.create_server(("", 0)) as trainer, socket.create_server(("", 0)) as server:
+        return [f"layout.trainer.port={trainer.getsockname()[1]}", f"gsrm.server.port={server.getsockname()[1]}"]
+
+
 @pytest.fixture
 def job(tmp_path):
     """`job(runtime, requeue=0)`: a script of slurm/; what it ended with, what it said, and the notes."""
@@ -43,10 +50,10 @@ def job(tmp_path):
         }  # fmt: skip
         arguments = [
             "--config-name=rlkd_demo", "objective=grpo", "model.restore_from_path=null", "trainer.devices=1",
-            "model.tensor_model_parallel_size=1", f"exp_manager.exp_dir={tmp_path / 'run'}", *more,
+            "model.tensor_model_parallel_size=1", f"exp_manager.exp_dir={tmp_path / 'run'}", *_ports(), *more,
         ]  # fmt: skip
         command = ["bash", str(ROOT / f"slurm/{script}.sh"), *arguments]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         return done, notes.read_text() if notes.exists() else ""
 
     return run

@@ -77,7 +77,7 @@ def submit(tmp_path):
             "RLKD_PYTHON": sys.executable, "RLKD_RUNTIME": "none", **more,
         }  # fmt: skip
         done = subprocess.run(
-            [*command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            [*command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240
         )
         return done, record.read_text() if record.exists() else None
 
