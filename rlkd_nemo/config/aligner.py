@@ -41,9 +41,9 @@ class RemoteRm:
     """What RLKD adds to `remote_rm`: NeMo-Aligner waits 100 minutes for a server and a week for a reply."""
 
     ready_timeout_s: float = 300.0  # for a server to be there with its model loaded
-    request_timeout_s: float = (
-        1800.0  # for one request, times that it is asked again included; then its rows have no reward
-    )
+    # For one request, times that it is asked again included; then its rows have no reward. Shorter than the 30 minutes after
+    # which Lightning's process groups give up: the other ranks wait in one of them.
+    request_timeout_s: float = 1500.0
 
 
 @dataclass

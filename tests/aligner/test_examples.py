@@ -63,6 +63,8 @@ def test_the_clients_section_becomes_typed_settings():
     remote, address, width = read_remote(cfg.remote_rm)
     assert remote == RemoteRm(request_timeout_s=20.0)
     assert (address.name, address.ip, address.port, width) == (Inference.model_name, "localhost", Inference.port, 4096)
+    # The other ranks of a model wait as long, in a process group that gives up after half an hour.
+    assert RemoteRm().request_timeout_s < 1800
     # NeMo-Aligner's own file has no deadlines.
     assert read_remote({"reward_model": {"name": "a", "ip": "b", "port": 1}})[0] == RemoteRm()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from rlkd_nemo.config import aligner_groups
 from rlkd_nemo.config.aligner import AlignerRlkd
 from rlkd_nemo.config.load import load
 from rlkd_nemo.config.objectives import OBJECTIVES
@@ -48,6 +49,7 @@ def keys_of(tree, prefix=""):
 # NeMo-Aligner's own settings, and below `rlkd` ours.
 ALIGNER = {"trainer.reinforce.rlkd", *settings(AlignerRlkd, "trainer.reinforce.rlkd.")}
 ALIGNER |= {key for cls in OBJECTIVES.values() for key in settings(cls, "trainer.reinforce.rlkd.objective.")}
+ALIGNER |= {*keys_of(aligner_groups.actor()), *keys_of(aligner_groups.server())}  # what its files start from
 for file in (ROOT / "conf" / "aligner").glob("*.yaml"):
     ALIGNER |= set(keys_of(OmegaConf.to_container(OmegaConf.load(file))))
 
