@@ -63,12 +63,6 @@ class RunDirectory:
         self.audit: RolloutAudit | None = None
         self.progress: Progress | None = None
         self.clock = WallClock(cfg.exp_manager.max_time_per_run, cfg.exp_manager.stop_margin_s)
-        if self.clock.end is None and cfg.exp_manager.stop_margin_s is not None:
-            # Not among the rules: Slurm tells a job's end to the job, not to the login node that checks its config.
-            raise ConfigError(
-                f"exp_manager.stop_margin_s={cfg.exp_manager.stop_margin_s} keeps time free before the end, but there is no "
-                "end: wanted exp_manager.max_time_per_run, or a Slurm job (SLURM_JOB_END_TIME); set one, or stop_margin_s=null"
-            )
         self._lock = RunLock(directory)
         self._background: Background | None = None
         self._accuracy: float | None = None

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlkd_nemo.config.duration import seconds
+from rlkd_nemo.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class WallClock:
         margin_s: time kept free before the end; None: learned, 1.5 x the longest step (with its validation and save)
             plus 2 x the longest save, or as long as a step while none was seen.
         environment: where Slurm's variables are looked up.
-    Raises: ValueError when `limit` cannot be read.
+    Raises: ValueError when `limit` cannot be read; ConfigError for a margin before an end that there is not.
     """
 
     def __init__(
@@ -42,6 +43,12 @@ class WallClock:
             start = _seconds_of(environment, "SLURM_JOB_START_TIME") or _process_start()
             ends.append(start + seconds(limit))
         self.end = min((end for end in ends if end is not None), default=None)
+        if self.end is None and margin_s is not None:
+            # Not among the rules: Slurm tells a job's end to the job, not to the login node that checks its config.
+            raise ConfigError(
+                f"exp_manager.stop_margin_s={margin_s} keeps time free before the end, but there is no end: wanted "
+                "exp_manager.max_time_per_run, or a Slurm job (SLURM_JOB_END_TIME); set one, or stop_margin_s=null"
+            )
         self._fixed = margin_s
         self._last = time.monotonic()
         self._step_s = 0.0

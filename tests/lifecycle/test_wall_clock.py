@@ -5,6 +5,7 @@ import time
 import pytest
 
 from rlkd_nemo.config.duration import seconds
+from rlkd_nemo.errors import ConfigError
 from rlkd_nemo.lifecycle.wall_clock import WallClock
 
 
@@ -45,6 +46,11 @@ def test_a_fixed_margin():
     end = time.time() + 100
     assert not clock(None, 50.0, SLURM_JOB_END_TIME=end).due()
     assert clock(None, 150.0, SLURM_JOB_END_TIME=end).due()
+
+
+def test_a_margin_before_no_end_is_refused_with_both_keys():
+    with pytest.raises(ConfigError, match=r"exp_manager.stop_margin_s=50.0 .*wanted exp_manager.max_time_per_run"):
+        clock(None, 50.0)
 
 
 def test_the_margin_covers_the_longest_step_and_save(monkeypatch):
