@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -242,6 +243,43 @@ def test_an_endpoint_that_lists_no_model_is_known_by_its_replies(endpoint, run, 
     server.behaviour.faults = {"other_model": 1.0}
     reply, _, _ = run(ask(settings(server, constrain="none")))
     assert isinstance(reply, BadReply) and "another-model" in str(reply)
+
+
+def test_waiting_for_a_turn_counts_for_no_limit_where_an_endpoint_is_looked_at_again_either(endpoint, run, monkeypatch):
+    server, skipped = endpoint(constrains=("vllm",)), [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + skipped[0])  # of the client alone
+    monkeypatch.setattr(backends, "time", clock)
+
+    class AnHour:
+        async def acquire(self):
+            skipped[0] += 3600
+            await asyncio.sleep(0.01)  # a limit that has not stood still ends here
+
+    async def scenario():
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", clock.monotonic)
+        pool = Backends("judge", settings(server, constrain="vllm", timeout_s=60, attempts=1), per_s=1)
+        pool._pace = AnHour()
+        try:  # as after a start without it: the first request looks whether the constraint is kept
+            return await pool.complete(HELLO, clock.monotonic() + 60)
+        finally:
+            await pool.aclose()
+
+    assert run(scenario(), limit_s=1e6).text == "hello"
+    assert server.counters["calls"] == 2 and skipped == [2 * 3600]
+
+
+def test_one_of_many_looks_at_an_endpoint_again(endpoint, run):
+    server = endpoint(constrains=("vllm",))
+
+    async def scenario():
+        pool = Backends("judge", settings(server, constrain="vllm"))
+        try:
+            await asyncio.gather(*(pool.complete(HELLO, time.monotonic() + 60) for _ in range(5)))
+        finally:
+            await pool.aclose()
+
+    run(scenario())
+    assert server.counters["calls"] == 1 + 5
 
 
 DEEP = b"[" * 100_000
