@@ -4,6 +4,7 @@ import asyncio
 import time
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 
 from rlkd_nemo.config.schema import Backend
@@ -295,6 +296,7 @@ DEEP = b"[" * 100_000
         b'{"choices": [{"message": "x", "finish_reason": "stop"}]}',
         b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": [1]}',
         b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": "many"}}',
+        b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": Infinity}}',
     ],
 )
 def test_a_reply_of_another_shape_is_a_bad_reply(body):
@@ -316,6 +318,21 @@ def test_a_reply_of_another_shape_is_a_bad_reply(body):
 def test_an_event_of_another_shape_is_a_bad_reply(data):
     with pytest.raises(BadReply):
         chat.StreamReader("m").feed(data)
+
+
+@pytest.mark.parametrize("body", [DEEP, b"[]", b'{"data": null}'])
+def test_a_list_of_models_of_another_shape_is_said(run, body):
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=body))
+
+    async def scenario():
+        pool = Backends("judge", settings("http://h:1/v1"), transport)
+        try:
+            await pool.start()
+        finally:
+            await pool.aclose()
+
+    with pytest.raises(BackendUnavailable, match="/models is no list of models"):
+        run(scenario())
 
 
 def test_a_choice_in_json_that_is_no_choice():
