@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +18,7 @@ from rlkd_nemo.config.schema import Config
 from rlkd_nemo.config.tree import flatten
 from rlkd_nemo.engine.state.retention import META
 from rlkd_nemo.errors import ConfigError
+from rlkd_nemo.lifecycle.run_lock import RunLock
 from rlkd_nemo.lifecycle.signals import stop_requested
 from rlkd_nemo.lifecycle.wall_clock import WallClock
 from rlkd_nemo.lifecycle.watchdog import deadline
@@ -24,8 +27,9 @@ from rlkd_nemo.report.progress import Progress
 from rlkd_nemo.run_directory import FREE
 from rlkd_nemo.training.evaluate import Evaluation
 from rlkd_nemo.training.evaluate_in_parts import KeptSamples, evaluate_in_parts
-from rlkd_nemo.training.exchange import agree
+from rlkd_nemo.training.exchange import agree, from_main
 from rlkd_nemo.training.fit import FIRST_STEP
+from rlkd_nemo.types import Problem
 
 RESULT, KEPT = "evaluation.json", "evaluation.partial.jsonl"
 # Sections that a sample depends on, but for what a resumed run may change.
@@ -41,7 +45,8 @@ def run(cfg: Config, ranks: Ranks) -> Evaluation:
     It stops between two parts, each of which every rank (or tensor-parallel group) decodes at once.
 
     Raises: Preempted when stopped early (kept); ConfigError without a checkpoint, or when what was kept is of another
-        one or of other settings; FailureBudgetError when the system cannot score a sample.
+        one, of other settings or problems; InputError when another job writes to the directory; FailureBudgetError when
+        the system cannot score a sample.
     """
     if not cfg.model.restore_from_path:
         raise ConfigError(
@@ -49,10 +54,19 @@ def run(cfg: Config, ranks: Ranks) -> Evaluation:
         )
     path, directory = Path(cfg.model.restore_from_path), Path(cfg.exp_manager.exp_dir)
     clock = WallClock(cfg.exp_manager.max_time_per_run, cfg.exp_manager.stop_margin_s)
+    lock = RunLock(directory)
+    from_main(lock.acquire)
+    try:
+        return _evaluate(cfg, ranks, path, directory, clock)
+    finally:
+        lock.release()
+
+
+def _evaluate(cfg: Config, ranks: Ranks, path: Path, directory: Path, clock: WallClock) -> Evaluation:
     task, sampler = jobs.load_sampler(cfg, ranks, path)
     scorer = build.build_scorer(cfg, task, directory)
     problems, how = jobs.test_samples(cfg, task)
-    kept = KeptSamples(directory / KEPT, _about(cfg, path))
+    kept = KeptSamples(directory / KEPT, _about(cfg, path, problems))
     if ranks.is_main and not cfg.exp_manager.resume_if_exists:
         kept.remove()
     progress: Progress | None = None
@@ -88,12 +102,14 @@ def run(cfg: Config, ranks: Ranks) -> Evaluation:
     return result
 
 
-def _about(cfg: Config, path: Path) -> dict[str, Any]:
-    """Every setting that a sample depends on, and which weights lie at `path`."""
+def _about(cfg: Config, path: Path, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Every setting that a sample depends on, which weights lie at `path`, and which problems the settings stand for."""
     resolved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(to_yaml(cfg))))
     settings = flatten(resolved, "now")
     decisive = {s.key: s.value for s in settings if s.key.startswith(_DECIDES) and not s.key.startswith(_FREE)}
-    return {**decisive, "weights": _weights(path)}
+    # The same settings may stand for others: a prompt file that was edited.
+    texts = json.dumps([(problem.id, problem.prompt, problem.answer, problem.teacher_paths) for problem in problems])
+    return {**decisive, "problems": hashlib.sha256(texts.encode()).hexdigest(), "weights": _weights(path)}
 
 
 def _weights(path: Path) -> str:

@@ -98,10 +98,12 @@ def read_remote(section: Mapping[str, Any] | DictConfig) -> tuple[RemoteRm, Rewa
     known = [*own, "pad_to_length", "reward_model"]
     problems = [f"remote_rm.{key} is no setting{nearest(str(key), known)}" for key in given if key not in known]
     model = given.get("reward_model") or {}
+    if not isinstance(model, Mapping):
+        raise ConfigError([*problems, f"remote_rm.reward_model={model!r}; wanted a section of {', '.join(model_keys)}"])
     problems += [f"remote_rm.reward_model.{key} is no setting" for key in model if key not in model_keys]
     problems += [f"remote_rm.reward_model.{key} is missing" for key in model_keys if model.get(key) is None]
     width = given.get("pad_to_length")
-    if width is not None and (not isinstance(width, int) or width < 1):
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
         problems.append(f"remote_rm.pad_to_length={width!r} is out of range; wanted a number of tokens, or null")
     if problems:
         raise ConfigError(problems)

@@ -76,6 +76,8 @@ def test_the_clients_section_becomes_typed_settings():
         ({"ready_timeout_s": 0}, "remote_rm.ready_timeout_s=0.0 is out of range"),
         ({"ready_timeout_s": "soon"}, "remote_rm: ready_timeout_s"),
         ({"pad_to_length": 0}, "remote_rm.pad_to_length=0 is out of range"),
+        ({"pad_to_length": True}, "remote_rm.pad_to_length=True is out of range"),
+        ({"reward_model": "host:5555"}, "remote_rm.reward_model='host:5555'; wanted a section of name, ip, port"),
         ({"reward_model": {"name": "a", "ip": "b"}}, "remote_rm.reward_model.port is missing"),
         ({"reward_model": {"name": "a", "ip": "b", "port": 70000}}, "remote_rm.reward_model.port=70000 is no port"),
     ],

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import anyio
@@ -159,12 +161,12 @@ class Backends:
         endpoint.in_flight += 1
         settled = sent = False
         try:
-            with anyio.fail_after(max(0.0, deadline - time.monotonic())):
+            with anyio.fail_after(max(0.0, deadline - time.monotonic())) as whole:
                 async with endpoint.slots:
                     sent = True
-                    with anyio.fail_after(self.settings.timeout_s):
+                    with anyio.fail_after(self.settings.timeout_s) as one:
                         if not endpoint.verified:
-                            await self._verify(endpoint)
+                            await self._verify(endpoint, whole, one)
                         reply = await send(endpoint)
             endpoint.breaker.success()
             settled = True
@@ -190,15 +192,19 @@ class Backends:
             if not settled:
                 endpoint.breaker.release(leave)
 
-    async def _verify(self, endpoint: Endpoint) -> None:
-        """The model is there, and constraints are kept."""
+    async def _verify(self, endpoint: Endpoint, *limits: anyio.CancelScope) -> None:
+        """The model is there, and constraints are kept. Args: limits: the time limits around this."""
         with anyio.fail_after(self.settings.timeout_s):
             await endpoint.check_model()
-        async with self._starting:
+        with _stopped(limits if self._pace is not None else ()):  # whoever is first may be waiting for a turn
+            await self._starting.acquire()
+        try:
+            if endpoint.verified:
+                return
             if self._mode is None:
                 found: Mode = "none"
                 for mode in _CONSTRAINED:
-                    if await self._keeps(endpoint, mode):
+                    if await self._keeps(endpoint, mode, *limits):
                         found = mode
                         break
                 self._mode = found
@@ -206,22 +212,38 @@ class Backends:
                     log.warning(
                         "%s: %s keeps no constraint; replies are read as tags and plain words", self.role, endpoint.url
                     )
-            elif self._mode != "none" and not await self._keeps(endpoint, self._mode):
+            elif self._mode != "none" and not await self._keeps(endpoint, self._mode, *limits):
                 raise Denied(
                     f"{endpoint.url} ignores the constraint {self._mode} (it replied with something else, and 200); "
                     f"wanted another {self._key}.constrain"
                 )
-        endpoint.verified = True
+            endpoint.verified = True
+        finally:
+            self._starting.release()
 
-    async def _keeps(self, endpoint: Endpoint, mode: Mode) -> bool:
-        await self._turn()
+    async def _keeps(self, endpoint: Endpoint, mode: Mode, *limits: anyio.CancelScope) -> bool:
+        await self._turn(*limits)
         with anyio.fail_after(self.settings.timeout_s):
             return await endpoint.keeps(mode)
 
-    async def _turn(self) -> float:
-        """Wait until one more call is within the rate. Returns: the seconds that it took."""
+    async def _turn(self, *limits: anyio.CancelScope) -> float:
+        """Wait until one more call is within the rate; `limits` stand still meanwhile. Returns: the seconds that it took."""
         if self._pace is None:
             return 0.0
         started = time.monotonic()
-        await self._pace.acquire()
+        with _stopped(limits):
+            await self._pace.acquire()
         return time.monotonic() - started
+
+
+@contextmanager
+def _stopped(limits: Sequence[anyio.CancelScope]) -> Iterator[None]:
+    """The clocks of these time limits stand still within the block."""
+    started, ends = anyio.current_time(), [limit.deadline for limit in limits]
+    for limit in limits:
+        limit.deadline = math.inf
+    try:
+        yield
+    finally:
+        for limit, end in zip(limits, ends):
+            limit.deadline = end + anyio.current_time() - started

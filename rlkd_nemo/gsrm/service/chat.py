@@ -215,5 +215,5 @@ def _finish(finish: Any) -> str:
 def _tokens(usage: Any) -> tuple[int, int]:
     try:
         return int((usage or {}).get("prompt_tokens") or 0), int((usage or {}).get("completion_tokens") or 0)
-    except (AttributeError, TypeError, ValueError) as err:
+    except (AttributeError, TypeError, ValueError, OverflowError) as err:  # JSON may say Infinity
         raise BadReply(f"the reply's usage counts no tokens: {shown(str(usage))}") from err

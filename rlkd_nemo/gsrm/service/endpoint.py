@@ -103,7 +103,7 @@ class Endpoint:
         self._accept(response.status_code, response.content, response.headers)
         try:
             names = [entry["id"] for entry in response.json()["data"]]
-        except (ValueError, KeyError, TypeError) as err:
+        except (ValueError, KeyError, TypeError, RecursionError) as err:
             raise BadReply(f"{self.url}/models is no list of models: {shown(response.text)}") from err
         if not names:
             # `transformers serve` lists what its cache holds, and serves what it was given; replies name their model.

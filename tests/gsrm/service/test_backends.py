@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
+import httpx2
 import pytest
 
 from rlkd_nemo.config.schema import Backend
@@ -244,6 +246,43 @@ def test_an_endpoint_that_lists_no_model_is_known_by_its_replies(endpoint, run, 
     assert isinstance(reply, BadReply) and "another-model" in str(reply)
 
 
+def test_waiting_for_a_turn_counts_for_no_limit_where_an_endpoint_is_looked_at_again_either(endpoint, run, monkeypatch):
+    server, skipped = endpoint(constrains=("vllm",)), [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + skipped[0])  # of the client alone
+    monkeypatch.setattr(backends, "time", clock)
+
+    class AnHour:
+        async def acquire(self):
+            skipped[0] += 3600
+            await asyncio.sleep(0.01)  # a limit that has not stood still ends here
+
+    async def scenario():
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", clock.monotonic)
+        pool = Backends("judge", settings(server, constrain="vllm", timeout_s=60, attempts=1), per_s=1)
+        pool._pace = AnHour()
+        try:  # as after a start without it: the first request looks whether the constraint is kept
+            return await pool.complete(HELLO, clock.monotonic() + 60)
+        finally:
+            await pool.aclose()
+
+    assert run(scenario(), limit_s=1e6).text == "hello"
+    assert server.counters["calls"] == 2 and skipped == [2 * 3600]
+
+
+def test_one_of_many_looks_at_an_endpoint_again(endpoint, run):
+    server = endpoint(constrains=("vllm",))
+
+    async def scenario():
+        pool = Backends("judge", settings(server, constrain="vllm"))
+        try:
+            await asyncio.gather(*(pool.complete(HELLO, time.monotonic() + 60) for _ in range(5)))
+        finally:
+            await pool.aclose()
+
+    run(scenario())
+    assert server.counters["calls"] == 1 + 5
+
+
 DEEP = b"[" * 100_000
 
 
@@ -257,6 +296,7 @@ DEEP = b"[" * 100_000
         b'{"choices": [{"message": "x", "finish_reason": "stop"}]}',
         b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": [1]}',
         b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": "many"}}',
+        b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": Infinity}}',
     ],
 )
 def test_a_reply_of_another_shape_is_a_bad_reply(body):
@@ -278,6 +318,21 @@ def test_a_reply_of_another_shape_is_a_bad_reply(body):
 def test_an_event_of_another_shape_is_a_bad_reply(data):
     with pytest.raises(BadReply):
         chat.StreamReader("m").feed(data)
+
+
+@pytest.mark.parametrize("body", [DEEP, b"[]", b'{"data": null}'])
+def test_a_list_of_models_of_another_shape_is_said(run, body):
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=body))
+
+    async def scenario():
+        pool = Backends("judge", settings("http://h:1/v1"), transport)
+        try:
+            await pool.start()
+        finally:
+            await pool.aclose()
+
+    with pytest.raises(BackendUnavailable, match="/models is no list of models"):
+        run(scenario())
 
 
 def test_a_choice_in_json_that_is_no_choice():

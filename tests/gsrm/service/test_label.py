@@ -164,10 +164,13 @@ def test_the_rate_counts_every_call(tmp_path, prompts, endpoint):
 
     server._fault = fault
     more = ["gsrm.label.per_s=4", "gsrm.llm.decomposer.attempts=4", "gsrm.llm.decomposer.timeout_s=20"]
-    run(load("gsrm_data", overrides(tmp_path, server, prompts(*(plain(n) for n in range(3))), *more)))
+    cfg = load("gsrm_data", overrides(tmp_path, server, prompts(*(plain(n) for n in range(3))), *more))
+    started = time.monotonic()
+    run(cfg)
     # The one that tries the constraint, three texts and three tries after a failure, which alone would come at once.
     assert len(times) == 1 + 3 + 3
-    assert times[-1] - times[0] > 5.5 / 4, [late - times[0] for late in times]
+    # From before the first one was let out, not from when it arrived: a busy machine may have kept it on its way.
+    assert times[-1] - started > 5.9 / 4, [late - started for late in times]
 
 
 def test_failures_are_named_and_many_in_a_row_end_it(tmp_path, prompts, endpoint, monkeypatch):

@@ -68,9 +68,10 @@ def test_it_keeps_to_the_rate_and_does_not_slow_down_what_is_there(tmp_path, end
     overrides = ["task=prompts", f"task.path={tmp_path}/p.jsonl", f"exp_manager.exp_dir={tmp_path}/run"]
     overrides += ["gsrm.decomposer=llm", f"{backend}.urls=[{server.url}]", f"{backend}.model=stand-in"]
     overrides += [f"{backend}.constrain=none"]  # nothing is tried at the start
+    slow = load("rlkd_demo", [*overrides, "gsrm.prefill.per_s=4"])
     started = time.monotonic()
-    run(load("rlkd_demo", [*overrides, "gsrm.prefill.per_s=20"]))
-    assert time.monotonic() - started > 0.2 and server.counters["calls"] == 6  # five waits of 0.05 s
+    run(slow)
+    assert time.monotonic() - started > 1.2 and server.counters["calls"] == 6  # five waits of 0.25 s
     # What is there waits for no turn: each would be an hour.
     run(load("rlkd_demo", [*overrides, "gsrm.prefill.per_s=0.0003"]))
     assert server.counters["calls"] == 6
