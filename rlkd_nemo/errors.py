@@ -20,6 +20,7 @@ RlkdError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_PREEMPTED = 0, 1, 2, 3
 
@@ -40,6 +41,10 @@ class ConfigError(RlkdError, ValueError):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other ranks get it whole."""
+        return type(self), (self.problems,)
+
 
 class InputError(RlkdError, ValueError):
     """A file or directory that the user named cannot be used."""
@@ -53,6 +58,10 @@ class PromptFileError(InputError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other ranks get it whole."""
+        return type(self), (self.problems,)
 
 
 class CheckpointError(InputError):

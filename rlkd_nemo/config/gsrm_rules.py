@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlkd_nemo.config.schema import Backend, Config, Gsrm
+from rlkd_nemo.config.schema import Backend, Config, Gsrm, Label
 
 
 def problems(cfg: Config) -> Iterator[str]:
@@ -23,6 +23,13 @@ def problems(cfg: Config) -> Iterator[str]:
             "gsrm.llm.judging=per_response compares step i with step i, which gsrm.alignment="
             f"{gsrm.alignment} with gsrm.reference_mode={gsrm.reference_mode} does not; wanted judging=per_pair"
         )
+    if gsrm.label.verdicts == "none":
+        for name in ("text_pairs", "mixed"):
+            if getattr(gsrm.label, name) != getattr(Label(), name):
+                yield (
+                    f"gsrm.label.{name}={getattr(gsrm.label, name)} chooses what is compared, but gsrm.label.verdicts=none "
+                    "compares nothing; wanted verdicts=per_pair, per_response or both"
+                )
     if gsrm.llm.lazy == "on":
         reason = not_lazy(gsrm)
         if reason:

@@ -34,7 +34,8 @@ class KeptSamples:
         if not self.path.exists():
             return []
         try:
-            was, *lines = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+            # At line feeds only: the texts of settings may hold Unicode's other line separators as they are.
+            was, *lines = map(json.loads, self.path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
             samples = [Sample(**line) for line in lines]
             changed = sorted(key for key in was.keys() | self.about.keys() if was.get(key) != self.about.get(key))
         except (ValueError, TypeError, AttributeError) as err:

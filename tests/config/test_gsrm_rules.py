@@ -23,6 +23,8 @@ def found(overrides):
         (JUDGE + "gsrm.llm.judge.urls=[http://h,http://h]", "gsrm.llm.judge.urls", "twice"),
         ("gsrm.llm.judging=per_response", "gsrm.judge=normalised", "gsrm.judge=llm"),
         (JUDGE + "gsrm.llm.judging=per_response gsrm.alignment=monotone", "judging=per_response", "judging=per_pair"),
+        ("gsrm.label.mixed=3", "gsrm.label.mixed=3", "gsrm.label.verdicts=none"),
+        ("gsrm.label.text_pairs=2", "gsrm.label.text_pairs=2", "gsrm.label.verdicts=none"),
         ("gsrm.llm.lazy=on", "gsrm.llm.lazy=on", "gsrm.decomposer=text"),
         (DECOMPOSER + "gsrm.llm.lazy=on gsrm.norm=max", "gsrm.llm.lazy=on", "gsrm.norm=max"),
         (DECOMPOSER + "gsrm.llm.lazy=on gsrm.alignment=monotone", "gsrm.llm.lazy=on", "gsrm.alignment=monotone"),

@@ -110,6 +110,13 @@ def test_a_file_that_is_none_of_ours_is_refused(tmp_path, text):
         run(tmp_path, Sampler(), about={"a": 1} if text.startswith("{}") else None)
 
 
+def test_settings_with_other_line_separators_are_found_again(tmp_path):
+    about = {"task.template": "a\u2028b\x85c"}
+    with pytest.raises(Preempted):
+        run(tmp_path, Sampler(), about=about, stop=stop_at(2))
+    assert run(tmp_path, Sampler(), about=about) == evaluate(Sampler(), Scorer(), PROBLEMS, **HOW)
+
+
 def test_numbers_survive_the_file_to_the_last_digit(tmp_path):
     with pytest.raises(Preempted):
         run(tmp_path, Sampler(), stop=stop_at(3))
