@@ -139,7 +139,7 @@ def test_several_processes_write_and_read_the_same_entries(tmp_path, stored):
         subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
         for _ in range(3)
     ]
-    errors = [process.communicate(timeout=60)[1].decode() for process in processes]
+    errors = [process.communicate(timeout=240)[1].decode() for process in processes]
     # a half-written entry would have been reported as damaged on stderr
     assert errors == [""] * 3 and all(process.returncode == 0 for process in processes)
     assert len(stored()) == 200 and not list(tmp_path.rglob("*.tmp"))

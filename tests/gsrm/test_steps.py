@@ -137,7 +137,7 @@ def test_parse_gives_back_what_format_wrote(steps):
 
 
 def test_hostile_text_costs_no_time():
-    started = time.perf_counter()
+    started = time.thread_time()
     for text in (
         "[answer" + " " * 50_000,
         "[" * 50_000,
@@ -147,4 +147,4 @@ def test_hostile_text_costs_no_time():
         " \n" * 50_000,
     ):
         parse(text)
-    assert time.perf_counter() - started < 3
+    assert time.thread_time() - started < 3

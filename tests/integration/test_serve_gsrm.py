@@ -40,16 +40,16 @@ def test_it_serves_until_sigterm(tmp_path):
         assert httpx2.post(f"{url}/score", json=body, timeout=60).status_code == 401
         (entry,) = httpx2.post(f"{url}/score", json=body, headers=headers, timeout=60).json()["items"]
         assert (entry["reward"], entry["matched"], len(entry["steps"])) == (1.0, 3, 3)
-        rules = httpx2.get(f"{url}/ready").json()["rules"]
+        rules = httpx2.get(f"{url}/ready", timeout=60).json()["rules"]
         assert rules == {"reference_mode": "first", "alignment": "prefix", "norm": "teacher"}
         port = url.rsplit(":", 1)[1]
         second = subprocess.run(
             [sys.executable, str(ROOT / "examples/serve_gsrm.py"), f"gsrm.server.port={port}"],
-            capture_output=True, text=True, timeout=150, check=False,
+            capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert second.returncode == 2 and f"port={port} cannot be listened on" in second.stderr
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(240) == 0
         assert "SIGTERM" in process.stderr.read()
 
 
@@ -57,7 +57,7 @@ def test_it_serves_until_sigterm(tmp_path):
 def test_wrong_settings_end_with_code_2(wrong, tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples/serve_gsrm.py"), wrong, f"exp_manager.exp_dir={tmp_path}"],
-        capture_output=True, text=True, timeout=150, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
         env={key: value for key, value in os.environ.items() if key != "RLKD_GSRM_TOKEN"},
     )  # fmt: skip
     assert done.returncode == 2 and ("RLKD_GSRM_TOKEN" in done.stderr or "did you mean" in done.stderr)
@@ -70,7 +70,7 @@ def test_the_readme_is_enough_for_a_plain_client(tmp_path):
         # Each answer on a line of its own.
         script = script.replace("http://127.0.0.1:8700", url).replace("curl -s", "echo; curl -s --fail-with-body")
         done = subprocess.run(
-            ["bash", "-e", "-c", script], capture_output=True, text=True, timeout=150, check=False,
+            ["bash", "-e", "-c", script], capture_output=True, text=True, timeout=240, check=False,
             env={**os.environ, "RLKD_GSRM_TOKEN": "hush"},
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -49,9 +49,9 @@ def main(arguments):
         close_ranks()
         return
     if how == "slow":  # rank 1 works for longer than the deadline, but gets on
-        with deadline(4, "rollout of step 2"):  # a mark takes two beats, 1.2 s, to be heard of
-            for token in range(20 if me == 1 else 0):
-                time.sleep(0.4)
+        with deadline(6, "rollout of step 2"):  # a mark takes two beats, 1.2 s, to be heard of
+            for token in range(16 if me == 1 else 0):
+                time.sleep(0.5)
                 mark(f"token {token}")
             dist.all_reduce(torch.ones(1))
         print("DONE", flush=True)

@@ -52,9 +52,9 @@ def test_not_equal(left, right):
 
 
 def test_hostile_text_costs_no_time():
-    started = time.perf_counter()
+    started = time.thread_time()
     for text in ("1e999999999", "." * 40_000, "9" * 40_000, "\\boxed{" * 10_000, "<answer>" * 10_000, " " * 40_000):
         final_answer(text)
         normalised(text)
         equal(text, "1")
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2

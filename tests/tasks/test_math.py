@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -183,7 +184,7 @@ def test_threads_may_ask_at_once(verifier):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert [answers[number] for number in range(len(pairs))] == [same for *_, same in pairs]
 
 
@@ -218,6 +219,14 @@ def test_a_worker_that_died_is_no_wrong_answer(verifier):
     assert verifier.equal("x+3", "3+x")
 
 
+def lives(pid):
+    # Not merely in /proc: in a container whose first process fetches nobody, who has ended stays there.
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 def test_a_worker_does_not_outlive_whoever_started_it():
     # Its input stays open, as if it were busy and did not look.
     code = (
@@ -226,13 +235,13 @@ def test_a_worker_does_not_outlive_whoever_started_it():
     )
     mine, its = os.pipe()
     try:
-        done = subprocess.run([sys.executable, "-c", code], stdin=mine, stdout=subprocess.PIPE, text=True, timeout=100)
+        done = subprocess.run([sys.executable, "-c", code], stdin=mine, stdout=subprocess.PIPE, text=True, timeout=240)
         pid, said = done.stdout.split()
         assert said == '"ready"'
-        end = time.monotonic() + 20
-        while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        end = time.monotonic() + 240
+        while lives(pid) and time.monotonic() < end:
             time.sleep(0.1)
-        left = os.path.exists(f"/proc/{pid}")
+        left = lives(pid)
     finally:
         os.close(mine)
         os.close(its)  # in any case it ends now

@@ -28,4 +28,4 @@ def endpoint():
 @pytest.fixture
 def run():
     """Run a coroutine under a limit."""
-    return lambda coroutine, limit_s=60: asyncio.run(asyncio.wait_for(coroutine, limit_s))
+    return lambda coroutine, limit_s=240: asyncio.run(asyncio.wait_for(coroutine, limit_s))

@@ -74,7 +74,7 @@ def reward(text):
     return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 16**6
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=240):
     """Wait until `condition()` holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -99,12 +99,12 @@ class Running:
 
         self.thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
         self.thread.start()
-        assert self.up.wait(60)
+        assert self.up.wait(240)
         until(lambda: self.server.started or not self.thread.is_alive())
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self.http = httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+        self.http = httpx2.Client(base_url=self.url, headers=headers, timeout=240)
 
     def score(self, *items, **body):
         """POST /score; the answer's items by id."""
@@ -115,7 +115,7 @@ class Running:
     def stop(self):
         self.http.close()
         self.server.should_exit = True
-        self.thread.join(60)
+        self.thread.join(240)
         assert not self.thread.is_alive()
 
 

@@ -142,7 +142,7 @@ def test_odd_answers_are_typed_failures(client, make, asked, told):
     until(lambda: web.started)
     (found,) = client(f"http://127.0.0.1:{port}", attempts=3).score(items("x"))
     web.should_exit = True
-    thread.join(10)
+    thread.join(240)
     assert (found.failure, found.reward) == (Failure.BACKEND_UNAVAILABLE, None) and told in found.error
     assert app.asked == asked  # a refusal is not tried again
 

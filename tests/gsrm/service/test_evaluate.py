@@ -144,5 +144,5 @@ def test_bad_input_is_exit_code_2(tmp_path):
         run(load("gsrm_data"))
     (tmp_path / "rows.jsonl").write_text('{"id": "a"}\n')
     command = [sys.executable, "examples/evaluate_gsrm.py", f"gsrm.evaluation.data={tmp_path}/rows.jsonl"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 2 and "rows.jsonl:1: 'domain' is missing" in ended.stderr

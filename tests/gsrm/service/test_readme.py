@@ -39,10 +39,10 @@ def server(tmp_path):
             return False
 
     try:
-        until(ready, seconds=60)
+        until(ready, seconds=240)
         yield port, environment
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(240) == 0
     finally:
         process.kill()
 
@@ -57,7 +57,7 @@ def test_the_examples_commands_score(server):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert ran.returncode == 0, ran.stderr
     ready, references, scores = (json.loads(text) for text in re.split(r"(?<=\})\s*(?=\{\")", ran.stdout) if text)
@@ -69,6 +69,6 @@ def test_the_examples_commands_score(server):
     # Without the token nothing is scored.
     bare = {**environment, "RLKD_GSRM_TOKEN": "wrong"}
     refused = subprocess.run(
-        ["bash", "-euc", commands.replace(":8700/", f":{port}/")], env=bare, capture_output=True, text=True, timeout=60
+        ["bash", "-euc", commands.replace(":8700/", f":{port}/")], env=bare, capture_output=True, text=True, timeout=240
     )
     assert refused.stdout.count("unauthorized") == 2
