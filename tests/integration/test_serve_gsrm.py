@@ -40,7 +40,7 @@ def test_it_serves_until_sigterm(tmp_path):
         assert httpx2.post(f"{url}/score", json=body, timeout=60).status_code == 401
         (entry,) = httpx2.post(f"{url}/score", json=body, headers=headers, timeout=60).json()["items"]
         assert (entry["reward"], entry["matched"], len(entry["steps"])) == (1.0, 3, 3)
-        rules = httpx2.get(f"{url}/ready").json()["rules"]
+        rules = httpx2.get(f"{url}/ready", timeout=60).json()["rules"]
         assert rules == {"reference_mode": "first", "alignment": "prefix", "norm": "teacher"}
         port = url.rsplit(":", 1)[1]
         second = subprocess.run(
