@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rlkd_nemo.errors import EXIT_DONE, EXIT_ERROR, EXIT_PREEMPTED
 from rlkd_nemo.launch.rank import BEAT, LAUNCHER, REPORTS, STACKS, TELL_STACKS
@@ -31,6 +32,8 @@ _POLL_S = 0.05
 _FIRST_PORT = 20000
 # At most so long to write their stacks, those that are ended; a rank that is stopped never does.
 _STACKS_S = 3.0
+# They are written word by word: done when nothing came for so long. On a busy machine there are pauses between words.
+_QUIET_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ def run_ranks(script: str | Path, argv: Sequence[str], num_ranks: int, *, grace_
     Returns: 0, or the exit code of the failure that came first (1 when a rank was killed).
     """
     folder = Path(tempfile.mkdtemp(prefix="rlkd-ranks-"))
-    group = _Group(script, argv, num_ranks, folder)
+    held = _hold_port()
+    group = _Group(script, argv, num_ranks, folder, held.number)
     # Handlers before children: a signal between the two would leave them behind.
     previous = {number: signal.signal(number, group.on_signal) for number in group.forwarded}
     try:
@@ -65,6 +69,7 @@ def run_ranks(script: str | Path, argv: Sequence[str], num_ranks: int, *, grace_
         group.kill()
         for number, handler in previous.items():
             signal.signal(number, handler)
+        held.by.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -73,9 +78,9 @@ class _Group:
 
     forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self, script: str | Path, argv: Sequence[str], num_ranks: int, folder: Path) -> None:
+    def __init__(self, script: str | Path, argv: Sequence[str], num_ranks: int, folder: Path, port: int) -> None:
         self.command = [sys.executable, str(script), *argv]
-        self.num_ranks, self.folder = num_ranks, folder
+        self.num_ranks, self.folder, self.port = num_ranks, folder, port
         self.processes: list[subprocess.Popen[bytes]] = []
         self.killed: set[int] = set()
         self.wanted: list[int] = []
@@ -97,7 +102,7 @@ class _Group:
             "WORLD_SIZE": str(self.num_ranks),
             "LOCAL_WORLD_SIZE": str(self.num_ranks),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": str(self.port),
             # More ranks than one share the cores; without this each would start a thread for every core.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             REPORTS: str(self.folder),
@@ -144,13 +149,15 @@ class _Group:
             if process.poll() is None and (self.folder / f"{rank}.ready").exists():
                 process.send_signal(TELL_STACKS)
                 asked.append(self.folder / f"{rank}{STACKS}")
-        end, before = time.monotonic() + _STACKS_S, [0] * len(asked)
-        while asked and time.monotonic() < end:
-            time.sleep(2 * _POLL_S)
+        began = news = time.monotonic()
+        before = [0] * len(asked)
+        while asked and time.monotonic() - began < _STACKS_S:
+            time.sleep(_POLL_S)
             written = [file.stat().st_size for file in asked]
-            if all(written) and written == before:  # word by word: they are done when nothing comes any more
+            if written != before:
+                before, news = written, time.monotonic()
+            elif all(written) and time.monotonic() - news > _QUIET_S:
                 return
-            before = written
 
     def _forward(self) -> None:
         for number in self.wanted:
@@ -214,21 +221,44 @@ def verdict(ended: list[Ended]) -> int:
     return cause.code if cause.code > 0 else EXIT_ERROR
 
 
-def _free_port() -> int:
-    """A port that nobody uses, out of those that the system hands out to nobody.
+class _Port(NamedTuple):
+    """A port of ours as long as the socket is open."""
+
+    number: int
+    by: socket.socket
+
+
+def _hold_port() -> _Port:
+    """A port that nobody uses, out of those that the system hands out to nobody, kept from other launchers.
 
     Seconds pass until rank 0 has imported torch and takes it. By then a port that the system gave us may be the end of
     another process's connection: on a busy machine ranks of other jobs open many.
     """
-    number = _first_handed_out() - _FIRST_PORT
+    held, number = socket.socket(), _first_handed_out() - _FIRST_PORT
     for _ in range(64 if number > 0 else 0):
-        port = _FIRST_PORT + secrets.randbelow(number)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+        with contextlib.suppress(OSError):
+            held.bind(("", _FIRST_PORT + secrets.randbelow(number)))
+            break
+    else:
+        held.bind(("", 0))
+    port = held.getsockname()[1]
+    # Bound and never listened on, it refuses others like us; said after binding, this lets one in that asks to share, as
+    # the ranks' store does. Where a system has no such difference the port is only free, not held.
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as rank:
+        rank.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            rank.bind(("", port))
+            rank.listen()
+        except OSError:
+            held.close()
+    return _Port(port, held)
+
+
+def _free_port() -> int:
+    port = _hold_port()
+    port.by.close()
+    return port.number
 
 
 def _first_handed_out() -> int:

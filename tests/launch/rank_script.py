@@ -14,9 +14,15 @@ from rlkd_nemo.lifecycle.watchdog import deadline
 ME = int(os.environ["RANK"])
 
 
+def note(path, pid):
+    """Whole or not there: a test may kill this rank as soon as it sees the file."""
+    path.with_name(f"partial-{path.name}").write_text(str(pid))
+    path.with_name(f"partial-{path.name}").rename(path)
+
+
 def main(arguments):
     how, folder = arguments[0], Path(arguments[1])
-    (folder / f"pid-{ME}").write_text(str(os.getpid()))
+    note(folder / f"pid-{ME}", os.getpid())
     if how == "environment":
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
         seen = [*(os.environ[name] for name in names), int(os.environ["MASTER_PORT"]) > 0, arguments[2:]]
@@ -32,7 +38,7 @@ def main(arguments):
         with deadline(0.3, "the barrier after saving"):
             time.sleep(60)
     if how == "child":
-        (folder / f"pid-child-{ME}").write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+        note(folder / f"pid-child-{ME}", subprocess.Popen(["sleep", "60"]).pid)
         return
     if how in ("environment",):
         return

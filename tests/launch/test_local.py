@@ -1,5 +1,6 @@
 """Ranks on one machine: what they get, how their end becomes one exit code, and that none is left behind."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,9 +43,19 @@ def wait_for(condition, seconds=100.0):
 def alive(pid):
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before, or between opening and reading
         return False
     return state != "Z"
+
+
+def children_of(pid):
+    """Living children; not /proc/.../children, which some kernels do not have."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has gone meanwhile
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            found += [path.parent.name] if state != "Z" and int(parent) == pid else []
+    return found
 
 
 def none_left(folder):
@@ -105,8 +117,7 @@ def test_a_signal_lets_every_rank_save_and_gives_3(tmp_path, number):
 
 def test_a_signal_before_the_ranks_are_ready_is_not_lost(tmp_path):
     process = start("waits", tmp_path)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_for(lambda: len(children.read_text().split()) == 2)  # started, still importing
+    wait_for(lambda: len(children_of(process.pid)) == 2)  # started, still importing
     process.send_signal(signal.SIGTERM)
     code, _, err = end(process, tmp_path)
     assert code == 3, err
@@ -169,3 +180,33 @@ def test_the_ranks_port_is_none_that_the_system_gives_to_others_meanwhile(monkey
         assert local._free_port() != local._FIRST_PORT  # the only one of the range is taken
     monkeypatch.setattr(local, "_first_handed_out", lambda: 1024)  # a system that hands out everything
     assert local._free_port() >= 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port is free, not held")
+def test_the_ranks_port_is_kept_from_other_launchers_until_they_take_it(monkeypatch):
+    first = local._hold_port()
+    monkeypatch.setattr(local, "_FIRST_PORT", first.number)
+    monkeypatch.setattr(local, "_first_handed_out", lambda: first.number + 1)
+    try:
+        assert local._free_port() != first.number
+        with socket.create_server(("", first.number)) as store:  # shares the address, as torch's store does
+            socket.create_connection(("127.0.0.1", first.number), timeout=60).close()
+            assert store.getsockname()[1] == first.number and local._free_port() != first.number
+    finally:
+        first.by.close()
+
+
+def test_stacks_that_come_with_pauses_are_waited_for(tmp_path, monkeypatch):
+    clock, stacks = [0.0], tmp_path / "0.stacks"
+
+    def sleep(seconds):
+        clock[0] += seconds
+        stacks.write_text("word " * min(4, int(clock[0] / 0.4)))  # 1.6 s, with pauses
+
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    group = local._Group("script", [], 1, tmp_path, 1)
+    group.processes = [SimpleNamespace(poll=lambda: None, send_signal=lambda number: None)]
+    (tmp_path / "0.ready").touch()
+    stacks.touch()
+    group._ask_for_stacks()
+    assert stacks.read_text() == "word " * 4 and clock[0] < local._STACKS_S

@@ -4,12 +4,13 @@ The real Slurm is in tests/slurm; here are the container runtimes, which no mach
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rlkd_nemo.launch.local import _free_port as free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 STAND_INS = {
@@ -27,9 +28,10 @@ exit 3""",
 
 
 def _ports():
-    """Ones that are free: the doctor tries them, and this machine may run other jobs."""
-    with socket.create_server(("", 0)) as trainer, socket.create_server(("", 0)) as server:
-        return [f"layout.trainer.port={trainer.getsockname()[1]}", f"gsrm.server.port={server.getsockname()[1]}"]
+    """Ones that are free, and that the system gives to nobody until the doctor tries them seconds later."""
+    trainer = free_port()
+    server = next(port for port in iter(free_port, None) if port != trainer)
+    return [f"layout.trainer.port={trainer}", f"gsrm.server.port={server}"]
 
 
 @pytest.fixture
