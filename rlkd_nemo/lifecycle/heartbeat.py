@@ -32,6 +32,8 @@ PERIOD_S = 2.0
 _ENDED = "ended"
 # At the end of a job that was told to stop every moment counts: rank 0 asks so often whether the others have left.
 _LEAVING_S = 0.01
+# Nobody watches yet: a store that is busy with the connections of many ranks has time.
+_CONNECT_S = 60.0
 # Even a starved peer has heard a verdict by then; launchers give more before they kill.
 _LINGER_S = 5.0
 
@@ -242,8 +244,9 @@ def start(rank: int, size: int, *, silence_s: float) -> None:
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
-        timeout=timedelta(seconds=silence_s / 3),
+        timeout=timedelta(seconds=_CONNECT_S),
     )
+    store.set_timeout(timedelta(seconds=silence_s / 3))
     _running = Heartbeat(store, rank, size, silence_s=silence_s, period_s=min(PERIOD_S, silence_s / 5))
     _running.start()
     atexit.register(stop)

@@ -11,6 +11,7 @@ process is suspended: one that is, for longer than its deadline and `BACKSTOP_S`
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -126,18 +127,19 @@ def _arm() -> None:
 
 
 def _check(watch: _Watch) -> None:
+    job = _job  # the main thread may end the heartbeat meanwhile
     with _lock:
         if watch not in _watches:
             return
         silence = time.monotonic() - max(watch.started, _progress.at)
-        if _job is not None:
-            silence = min(silence, _job.silence())
+        if job is not None:
+            silence = min(silence, job.silence())
         left = watch.seconds - silence
         if left > 0:
             _start(watch, max(left, 0.01))
             return
     last = f" (the last was {_progress.what!r})" if _progress.what else ""
-    where = f" Where the ranks are: {_job.table()}." if _job is not None else ""
+    where = f" Where the ranks are: {job.table()}." if job is not None else ""
     end(
         f"{watch.what} took longer than {watch.seconds:g} s without a sign of progress{last}; another rank may be gone."
         f"{where} The stacks of all threads follow; raise trainer.watchdog_s if it only needs more time"
@@ -153,19 +155,23 @@ def end(message: str, *, tell: bool = True) -> NoReturn:
     Args: tell: the other ranks have not heard it yet; each shows its stacks before it ends.
     """
     rank.ending.acquire()  # for good: a second one that ends this process has nothing to add
+    job = _job
     message = f"rank {os.environ.get('RANK', '0')}: {message}"
     try:
-        if sys.__stderr__ is not None:
-            lines = "".join(f"  {line}\n" for line in log.last_lines())
-            words = f"{message}\n" + (f"its last log lines:\n{lines}" if lines else "")
-            sys.__stderr__.write(words + _stacks())
-            sys.__stderr__.flush()
-        rank.report(EXIT_ERROR, message, deliberate=True)
-        if _job is not None:
+        # A full disk, or a terminal that is gone: whoever can still hear it does.
+        with contextlib.suppress(OSError, ValueError):
+            if sys.__stderr__ is not None:
+                lines = "".join(f"  {line}\n" for line in log.last_lines())
+                words = f"{message}\n" + (f"its last log lines:\n{lines}" if lines else "")
+                sys.__stderr__.write(words + _stacks())
+                sys.__stderr__.flush()
+        with contextlib.suppress(OSError, ValueError):
+            rank.report(EXIT_ERROR, message, deliberate=True)
+        if job is not None:
             if tell:
-                _job.tell(message)
-            time.sleep(_job.linger_s)
-    finally:  # a full disk must not keep the process
+                job.tell(message)
+            time.sleep(job.linger_s)
+    finally:  # whatever it was must not keep the process
         os._exit(EXIT_ERROR)
 
 

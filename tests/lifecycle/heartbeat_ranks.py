@@ -33,7 +33,7 @@ def main(arguments):
     (folder / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
     # Only what is stopped has to be missed soon: elsewhere a busy machine may keep a rank silent for longer.
     heartbeat.PERIOD_S = 0.6
-    ranks = init_ranks(1, 1, timeout_s=600, heartbeat_s=3 if how.startswith(("stopped", "suspended")) else 20)
+    ranks = init_ranks(1, 1, timeout_s=600, heartbeat_s=6 if how.startswith(("stopped", "suspended")) else 20)
     me = ranks.world_rank
     log.configure("test", me, "DEBUG")
     log.logging.getLogger("rlkd_nemo.test").info("both ranks are there")

@@ -91,7 +91,7 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for pid in pids:
             os.kill(pid, number)
-        time.sleep(6 if number == signal.SIGSTOP else 0)
+        time.sleep(9 if number == signal.SIGSTOP else 0)
     (tmp_path / "resumed").touch()
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err

@@ -1,5 +1,6 @@
 """Deadlines, in processes of their own: they end them."""
 
+import json
 import subprocess
 import sys
 
@@ -46,3 +47,21 @@ def test_a_hang_that_holds_pythons_lock_still_ends_with_stacks():
     done = run(code)
     assert done.returncode == 1
     assert "Timeout" in done.stderr and "most recent call first" in done.stderr
+
+
+def test_who_cannot_write_its_words_still_reports_them_and_tells_the_others(tmp_path):
+    code = (
+        f"import os\nos.environ['RLKD_REPORTS'] = {str(tmp_path)!r}\n"
+        "class Job:\n"
+        "    linger_s = 0.0\n"
+        "    def silence(self): return 600.0\n"
+        "    def table(self): return 'rank 0: lost'\n"
+        "    def tell(self, message): print(message, flush=True)\n"
+        "watchdog.listen(Job())\n"
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)\n"
+        "with deadline(0.2, 'rollout'): time.sleep(600)\n"
+    )
+    done = run(code)
+    assert (done.returncode, done.stderr) == (1, "")
+    said = json.loads((tmp_path / "0.json").read_text())["message"]
+    assert said.startswith("rank 0: rollout took longer than 0.2 s") and done.stdout == f"{said}\n"
