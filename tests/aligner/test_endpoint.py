@@ -34,8 +34,10 @@ def answering(answer):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:  # its thread would spin on the closed socket
+            server.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +78,11 @@ def test_what_does_not_speak_http_is_told_at_once():
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Greets) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        with pytest.raises(BadReply, match=r"does not speak HTTP.*OpenSSH"):
-            wait_ready(f"http://127.0.0.1:{server.server_address[1]}", "reward_model", LONG)
-        server.shutdown()
+        try:
+            with pytest.raises(BadReply, match=r"does not speak HTTP.*OpenSSH"):
+                wait_ready(f"http://127.0.0.1:{server.server_address[1]}", "reward_model", LONG)
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.timeout(60)

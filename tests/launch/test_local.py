@@ -169,7 +169,9 @@ def test_one_code_for_all(ends, code):
 
 
 def test_the_ranks_port_is_none_that_the_system_gives_to_others_meanwhile(monkeypatch):
-    assert local._first_handed_out() == int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    handed_out = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if handed_out.exists():  # a container may hide it
+        assert local._first_handed_out() == int(handed_out.read_text().split()[0])
     monkeypatch.setattr(local, "_first_handed_out", lambda: 30000)  # whatever this system's is
     ports = {local._free_port() for _ in range(20)}
     assert len(ports) > 10 and all(20000 <= port < 30000 for port in ports)
