@@ -122,7 +122,8 @@ class RewardFuture(FutureResult):
     def _wait(self, pending: Future) -> dict[str, np.ndarray]:
         """The server's reply. Raises: TimeoutError, BackendUnavailable when the time is over; BadReply."""
         refused = failed = 0
-        unwatched = pending.done()  # failed, perhaps, while responses were sampled; the server may be back long since
+        if pending.done():  # failed, perhaps, while responses were sampled; the server may be back long since
+            self.until = time.monotonic() + self.client.request_timeout_s
         while True:
             try:
                 return pending.result(max(self.until - time.monotonic(), 0.1))
@@ -143,11 +144,7 @@ class RewardFuture(FutureResult):
                 log.warning("%s: no rewards for %d responses yet: %s", self.client.url, len(self.data["tokens"]), said)
             wait_ready(self.client.url, self.client.name, max(self.until - time.monotonic(), 0.0))
             if time.monotonic() >= self.until:
-                if not unwatched:
-                    raise TimeoutError(
-                        f"no answer within remote_rm.request_timeout_s={self.client.request_timeout_s:g}"
-                    )
-                self.until, unwatched = time.monotonic() + self.client.request_timeout_s, False
+                raise TimeoutError(f"no answer within remote_rm.request_timeout_s={self.client.request_timeout_s:g}")
             time.sleep(min(POLL_S * max(failed, 1), 0.2 * self.client.request_timeout_s))
             pending = self.client.send(self.data)
 
