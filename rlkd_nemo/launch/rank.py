@@ -124,8 +124,7 @@ def leave(code: int) -> NoReturn:
     global _code
     _code = code
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     if code in (EXIT_DONE, EXIT_PREEMPTED):
         sys.exit(code)
     ending.acquire(timeout=_ENDING_S)
@@ -134,9 +133,15 @@ def leave(code: int) -> NoReturn:
 
 def _end_at_once() -> None:
     if _code is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(_code)
+
+
+def _flush() -> None:
+    # Whoever read this has gone (`| head`), or the disk is full: that costs the words, not the code.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
 
 
 def _rank() -> int:

@@ -1,5 +1,6 @@
 """The end of a rank."""
 
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,17 @@ def test_exit_handlers_run_and_then_nothing_more(code, said):
         [sys.executable, "-c", CODE, str(code)], capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.returncode, done.stdout) == (code, said)
+
+
+@pytest.mark.parametrize("code", [0, 3, 1])
+def test_the_code_stays_when_nobody_reads_any_more(code):
+    read, write = os.pipe()
+    os.close(read)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with os.fdopen(write, "w") as gone:
+        command = [sys.executable, "-c", CODE, str(code)]
+        done = subprocess.run(command, stdout=gone, env=buffered, timeout=240, check=False)
+    assert done.returncode == code
 
 
 ASKED = """
