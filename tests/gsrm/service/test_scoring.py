@@ -103,25 +103,25 @@ def test_other_rules(endpoint, run, tmp_path, more, reward):
 
 
 def test_lazy_scoring_saves_tokens_and_references_are_made_once(endpoint, run, tmp_path):
-    decomposer, judge = endpoint(constrains=("vllm",)), endpoint(constrains=("vllm",))
+    def scored(llm=None, **behaviour):
+        """By an endpoint of its own: what an earlier scoring cancelled is counted late on a busy machine."""
+        decomposer = endpoint(constrains=("vllm",), **behaviour)
+        results = run(score_all(settings(decomposer, judge, llm), tmp_path, items))
+        return [result.reward for result in results], decomposer.counters
+
+    judge = endpoint(constrains=("vllm",))
     apart = response("guess: what is it = 5", *(STEPS * 5))
     items = [item(apart, str(i)) for i in range(4)]
-    run(score_all(settings(decomposer, judge), tmp_path, items))
-    assert decomposer.counters["calls"] == 1 + 1 + 4  # the probe, the reference once, each response
-    decomposer.counters.clear()
-    decomposer.behaviour.token_s = 0.05  # so slow that a busy machine cancels in time
-    lazy = run(score_all(settings(decomposer, judge), tmp_path, items))
-    until(lambda: decomposer.counters["cancelled"] == 4)  # the endpoint's own thread sees it a moment later
-    tokens = decomposer.counters["completion_tokens"]
-    assert decomposer.counters["calls"] == 1 + 4
-    decomposer.counters.clear()
-    decomposer.behaviour.token_s = 0.0
-    eager = run(score_all(settings(decomposer, judge, {"lazy": "off"}), tmp_path, items))
-    assert [r.reward for r in lazy] == [r.reward for r in eager] == [0.0] * 4
-    assert tokens * 5 < decomposer.counters["completion_tokens"]
-    decomposer.counters.clear()
-    run(score_all(settings(decomposer, judge, {"eager_share": 1.0}), tmp_path, items))
-    assert decomposer.counters["cancelled"] == 0  # all of them audited
+    _, first = scored()
+    assert first["calls"] == 1 + 1 + 4  # the probe, the reference once, each response
+    rewards, lazy = scored(token_s=0.05)  # so slow that a busy machine cancels in time
+    until(lambda: lazy["cancelled"] == 4)  # the endpoint's own thread sees it a moment later
+    assert lazy["calls"] == 1 + 4
+    eager_rewards, eager = scored({"lazy": "off"})
+    assert rewards == eager_rewards == [0.0] * 4
+    assert lazy["completion_tokens"] * 5 < eager["completion_tokens"]
+    _, audited = scored({"eager_share": 1.0})
+    assert audited["cancelled"] == 0  # all of them
 
 
 def test_failures_are_typed(endpoint, run, tmp_path):
